@@ -12,13 +12,59 @@ use std::time::{Duration, SystemTime};
 
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::unistd::mkfifo;
-use tests::user::xattr;
+use tests::user::{NOBODY, as_nobody, xattr};
 use tests::{Cluster, Mount, Pattern, Shared, eventually, host, reading};
 
 static CLUSTER: Shared<Cluster> = Shared::new();
 
 fn cluster() -> Arc<Cluster> {
     CLUSTER.get(|| Cluster::builder().inline_below(4096).start().unwrap())
+}
+
+/// Owner, group and permissions of a path.
+fn shown(path: &Path) -> (u32, u32, u32) {
+    let stat = fs::symlink_metadata(path).unwrap();
+    (stat.uid(), stat.gid(), stat.mode() & 0o7777)
+}
+
+#[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
+fn owners_and_permissions_are_those_that_are_asked_for() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = cluster();
+    let filer = cluster.filer();
+    filer.put("/asked/private", b"content", "mode=0600").unwrap();
+    let plain = Mount::builder(&cluster).start().unwrap();
+    assert_eq!(shown(&plain.file("/asked/private")), (0, 0, 0o600));
+    assert!(as_nobody(|| fs::read(plain.file("/asked/private"))).is_err());
+
+    let id = |name: &str| format!("--{name}={NOBODY}");
+    let options = [id("uid"), id("gid"), "--file-mode=0640".into(), "--dir-mode=0750".into()];
+    let own = Mount::builder(&cluster).args(&options).start().unwrap();
+    // The filer has no entry for its root.
+    for directory in ["/", "/asked"] {
+        assert_eq!(shown(&own.file(directory)), (NOBODY, NOBODY, 0o750), "{directory}");
+    }
+    assert_eq!(shown(&own.file("/asked/private")), (NOBODY, NOBODY, 0o640));
+    assert_eq!(as_nobody(|| fs::read(own.file("/asked/private"))).unwrap(), b"content");
+    // So has what comes later: known by its event, or listed.
+    filer.put("/asked/private", b"other content", "mode=0644").unwrap();
+    filer.put("/asked/new", b"new", "mode=0600").unwrap();
+    let changed = || {
+        let content = as_nobody(|| fs::read(own.file("/asked/private"))).ok()?;
+        (content == b"other content").then_some(())
+    };
+    eventually("the change", Duration::from_secs(10), changed).unwrap();
+    for entry in fs::read_dir(own.file("/asked")).unwrap() {
+        assert_eq!(shown(&entry.unwrap().path()), (NOBODY, NOBODY, 0o640));
+    }
+
+    let masked = Mount::builder(&cluster).args([&*format!("--map-uid={NOBODY}:0"), "--uid=1", "--umask=044"]);
+    let masked = masked.start().unwrap();
+    assert_eq!(shown(&masked.file("/asked/private")), (NOBODY, 0, 0o600));
+    assert!(as_nobody(|| fs::read(masked.file("/asked/new"))).is_ok(), "a map goes before the user of all");
 }
 
 #[test]

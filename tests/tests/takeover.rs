@@ -463,6 +463,7 @@ fn another_program_with_other_options_takes_over() {
         (vec!["--filer", &filers, "--filer-path=/data/small"], "--filer-path, which is /data"),
         (vec!["--filer", "127.0.0.1:1", "--filer-path=/data"], "another cluster"),
         (vec!["--filer", &filers, "--filer-path=/data", "--noexec"], "--noexec, which is off"),
+        (vec!["--filer", &filers, "--filer-path=/data", "--uid=5"], "--uid, which is unset"),
         (vec!["--filer", &filers, "--filer-path=/data", "--cache-size=1"], "too small"),
         (vec!["--filer", &filers, "--filer-path=/data", "--security=/none"], "security.toml"),
         (vec!["--filer", &filers, "--filer-path=/data", "--fsname=other"], "--fsname, which is "),

@@ -29,7 +29,7 @@ use super::{CommandFailure, host, kernel_watcher, mount};
 use crate::fuse::supervisor::{Supervision, SupervisorLink, supervise};
 use crate::overlay::{self, Cluster, Overlay, OverlayOptions, ReadSource};
 use crate::seaweed::address::ServerAddress;
-use crate::seaweed::owners::OwnerMaps;
+use crate::seaweed::permissions::PermissionRules;
 use crate::seaweed::security::Security;
 use crate::telemetry::access::Token;
 use crate::telemetry::status::MountIdentity;
@@ -303,7 +303,7 @@ async fn cluster(
     cache_size: ByteSize,
     status: &Arc<Status>,
 ) -> anyhow::Result<Cluster> {
-    let filer = mount::connect(filers.to_vec(), &security, OwnerMaps::default()).await?;
+    let filer = mount::connect(filers.to_vec(), &security, PermissionRules::default()).await?;
     let reader = mount::reader(&options.fetch, cache_size, &filer, security, status)?;
     let filers = filer.clone();
     status.set_filers(Box::new(move || filers.health()));

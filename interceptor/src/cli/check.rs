@@ -17,7 +17,7 @@ use super::mount;
 use super::options::{Filers, ServerOptions};
 use crate::seaweed::address::ServerAddress;
 use crate::seaweed::filer::FilerClient;
-use crate::seaweed::owners::OwnerMaps;
+use crate::seaweed::permissions::PermissionRules;
 use crate::seaweed::security::{Security, SecurityError};
 
 /// Looks at this host, without changing anything, and says what a mount would go without.
@@ -95,7 +95,7 @@ fn security_finding(file: Option<PathBuf>, error: Option<&SecurityError>) -> Fin
 async fn network_findings(options: &CheckOptions, security: &Security) -> Vec<Finding> {
     let filers = options.filer.as_ref().map_or(&[][..], |Filers(filers)| filers);
     let asked =
-        filers.iter().map(|filer| mount::connect(vec![filer.clone()], security, OwnerMaps::default()));
+        filers.iter().map(|filer| mount::connect(vec![filer.clone()], security, PermissionRules::default()));
     let answers = join_all(asked).await;
     let unanswered =
         if answers.iter().any(Result::is_ok) { FindingState::Lost } else { FindingState::Missing };

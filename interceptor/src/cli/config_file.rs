@@ -111,7 +111,9 @@ fn known_keys(command: &Command) -> String {
 fn plain(value: &DeValue) -> Result<String, &'static str> {
     match value {
         DeValue::String(text) => Ok(text.to_string()),
-        DeValue::Integer(number) => Ok(number.as_str().to_owned()),
+        // With 0x, 0o or 0b before it if it was written so, which few options take: without it
+        // the digits would be another number.
+        DeValue::Integer(number) => Ok(number.to_string()),
         DeValue::Float(number) => Ok(number.as_str().to_owned()),
         DeValue::Boolean(value) => Ok(value.to_string()),
         DeValue::Array(items) => {
@@ -198,6 +200,7 @@ mod tests {
             ("\"threads=1\" = 2\n", "line 1", "unknown key"),
             ("filer = \"a\"\nthreads = 900\n", "line 2", "--threads"),
             ("nonempty = \"perhaps\"\n", "line 1", "perhaps"),
+            ("threads = 0x10\n", "line 1", "0x10"),
             ("[filer]\nx = 1\n", "line 1", "expected a text"),
             ("filer = \"a\"\n\nthreads = \n", "line 3", "threads"),
             ("filer = \"a\"\nfiler = \"b\"\n", "line 2", "duplicate"),

@@ -17,6 +17,7 @@ mod memory_pressure;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -35,7 +36,9 @@ use tokio::sync::mpsc;
 
 use super::host::{self, go_without};
 use super::http;
-use super::options::{CachePrefault, FetchOptions, MountOptions, OptionError, VolumeServerAccess};
+use super::options::{
+    CachePrefault, FetchOptions, MountBehaviour, MountOptions, OptionError, VolumeServerAccess,
+};
 use super::reload::Reloadable;
 use super::signals::Signals;
 use super::{kernel_watcher, mount_address};
@@ -48,7 +51,7 @@ use crate::mount::{self, Mount, PassthroughUnavailable};
 use crate::read::{ClusterOrigin, Reader};
 use crate::seaweed::address::ServerAddress;
 use crate::seaweed::filer::FilerClient;
-use crate::seaweed::owners::OwnerMaps;
+use crate::seaweed::permissions::PermissionRules;
 use crate::seaweed::security::Security;
 use crate::seaweed::subscribe::{Notice, subscribe};
 use crate::telemetry::access::Token;
@@ -140,11 +143,20 @@ impl MountPlan {
     fn fixed(&self) -> FixedOptions {
         let (options, behaviour) = (&self.options, &self.options.mount);
         let shown = |is_on: bool| if is_on { "on" } else { "off" }.to_owned();
+        // Nodes keep their attributes, and so does the kernel.
+        let rules = permissions(behaviour);
         let values = [
             ("--filer-path", options.filer_path.clone()),
             ("--allow-other", shown(options.allow_other())),
             ("--noexec", shown(behaviour.noexec)),
             ("--nosymfollow", shown(behaviour.nosymfollow)),
+            ("--map-uid", format!("\"{}\"", rules.users)),
+            ("--map-gid", format!("\"{}\"", rules.groups)),
+            ("--uid", shown_or_unset(rules.uid)),
+            ("--gid", shown_or_unset(rules.gid)),
+            ("--file-mode", shown_or_unset(rules.file_mode)),
+            ("--dir-mode", shown_or_unset(rules.dir_mode)),
+            ("--umask", rules.umask.to_string()),
         ];
         let values = values.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         FixedOptions { values, filers: self.identity.filers.clone() }
@@ -284,7 +296,7 @@ async fn serve(mut plan: MountPlan, supervisor: Arc<SupervisorLink>) -> anyhow::
     };
     reload_on_hangup(&mut signals, reloadable, &supervisor);
     let filer = tokio::select! {
-        connected = connect(plan.filers.clone(), &security, owners(&plan.options)) => connected?,
+        connected = connect(plan.filers.clone(), &security, permissions(&plan.options.mount)) => connected?,
         signal = signals.next() => {
             tracing::info!(signal, "stopped before mounting");
             return Ok(());
@@ -370,10 +382,10 @@ pub(super) fn reload_on_hangup(
 pub(super) async fn connect(
     filers: Vec<ServerAddress>,
     security: &Security,
-    owners: OwnerMaps,
+    permissions: PermissionRules,
 ) -> anyhow::Result<FilerClient> {
     let addresses: Vec<_> = filers.iter().map(ToString::to_string).collect();
-    let error = match FilerClient::connect_as(filers, security, owners).await {
+    let error = match FilerClient::connect_as(filers, security, permissions).await {
         Ok(filer) => return Ok(filer),
         Err(error) => error,
     };
@@ -393,9 +405,20 @@ pub(super) fn security(options: &FetchOptions) -> anyhow::Result<Security> {
     super::reload::load(options.security.as_ref())
 }
 
-fn owners(options: &MountOptions) -> OwnerMaps {
-    let (users, groups) = (&options.mount.map_uid, &options.mount.map_gid);
-    OwnerMaps { users: users.clone().unwrap_or_default(), groups: groups.clone().unwrap_or_default() }
+fn shown_or_unset(value: Option<impl Display>) -> String {
+    value.map_or_else(|| "unset".to_owned(), |value| value.to_string())
+}
+
+fn permissions(options: &MountBehaviour) -> PermissionRules {
+    PermissionRules {
+        users: options.map_uid.clone().unwrap_or_default(),
+        groups: options.map_gid.clone().unwrap_or_default(),
+        uid: options.uid,
+        gid: options.gid,
+        file_mode: options.file_mode,
+        dir_mode: options.dir_mode,
+        umask: options.umask,
+    }
 }
 
 /// Makes the memory in which blocks are kept.

@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::{Arg, ArgAction, ArgMatches, Args, Command, ValueEnum, ValueHint};
+use clap::builder::RangedI64ValueParser;
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, ValueEnum, ValueHint, value_parser};
 use daemon::address::StatusAddress;
 use daemon::logs::LogFormat;
 use daemon::size::ByteSize;
@@ -18,7 +19,7 @@ use daemon::{duration, memory};
 use super::host;
 use crate::fetch::{ENGINE_PORT, EngineConfig};
 use crate::seaweed::address::{ParseAddressError, ServerAddress};
-use crate::seaweed::owners::IdMap;
+use crate::seaweed::permissions::{IdMap, PermissionBits};
 use crate::seaweed::security::Security;
 
 /// Below this a few readers would evict each other's chunks before they are read.
@@ -74,7 +75,8 @@ pub(super) struct MountOptions {
 
     /// Have this program with these options take over a mount that is there, while programs go on
     /// using it. Returns when the mount answers. What the kernel was told when it was mounted
-    /// cannot change: --filer-path, --allow-other, --noexec, --nosymfollow, --fsname, the cluster
+    /// cannot change: --filer-path, --allow-other, --noexec, --nosymfollow, --fsname, owners and
+    /// permissions, the cluster
     #[arg(long)]
     pub(super) restart: bool,
 
@@ -130,6 +132,27 @@ pub(super) struct MountBehaviour {
     #[arg(long, value_name = "LOCAL:FILER[,…]", value_parser = IdMap::from_str)]
     pub(super) map_gid: Option<IdMap>,
 
+    /// Show files as this user's, except those of users in --map-uid [default: the filer's users]
+    #[arg(long, value_name = "ID", value_parser = owner_id())]
+    pub(super) uid: Option<u32>,
+
+    /// Show files as this group's, except those of groups in --map-gid [default: the filer's
+    /// groups]
+    #[arg(long, value_name = "ID", value_parser = owner_id())]
+    pub(super) gid: Option<u32>,
+
+    /// The permissions of files, in octal, like 0644 [default: the filer's]
+    #[arg(long, value_name = "MODE", value_parser = PermissionBits::from_str)]
+    pub(super) file_mode: Option<PermissionBits>,
+
+    /// The permissions of directories, in octal, like 0755 [default: the filer's]
+    #[arg(long, value_name = "MODE", value_parser = PermissionBits::from_str)]
+    pub(super) dir_mode: Option<PermissionBits>,
+
+    /// Permissions that no file and no directory has, in octal, like 027
+    #[arg(long, value_name = "MODE", default_value = "0", hide_default_value = true, value_parser = PermissionBits::from_str)]
+    pub(super) umask: PermissionBits,
+
     /// How far the kernel reads ahead of a sequential reader, in KiB; 0 for not at all
     #[arg(long, value_name = "KIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(0..=65536))]
     pub(super) readahead_kb: u32,
@@ -170,6 +193,11 @@ pub(super) struct MountBehaviour {
     /// The source that mount(8) and df(1) show [default: interceptor:FILER/PATH]
     #[arg(long, value_name = "NAME")]
     pub(super) fsname: Option<String>,
+}
+
+/// Ids of users and groups: all but -1, which stands for none.
+fn owner_id() -> RangedI64ValueParser<u32> {
+    value_parser!(u32).range(..i64::from(u32::MAX))
 }
 
 /// Where bytes come from and where they are kept.

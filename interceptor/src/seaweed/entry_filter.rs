@@ -1,5 +1,5 @@
-//! Decodes entries of the filer. Drops those whose name a file system cannot have, and logs each
-//! dropped or damaged entry once.
+//! Decodes entries of the filer and gives them owners and permissions of this host. Drops those
+//! whose name a file system cannot have, and logs each dropped or damaged entry once.
 
 use std::collections::HashSet;
 
@@ -7,8 +7,8 @@ use parking_lot::Mutex;
 
 use super::decode;
 use super::entry::{Content, Entry};
-use super::owners::OwnerMaps;
 use super::pb;
+use super::permissions::PermissionRules;
 
 /// How many warnings are kept. When there are more, all are forgotten and may be logged again.
 const MAX_KEPT_WARNINGS: usize = 4096;
@@ -21,13 +21,13 @@ const MAX_WARNING_LENGTH: usize = 512;
 
 /// Decodes entries; see the module.
 pub(super) struct EntryFilter {
-    owners: OwnerMaps,
+    permissions: PermissionRules,
     warned: Mutex<HashSet<String>>,
 }
 
 impl EntryFilter {
-    pub(super) fn new(owners: OwnerMaps) -> Self {
-        Self { owners, warned: Mutex::default() }
+    pub(super) fn new(permissions: PermissionRules) -> Self {
+        Self { permissions, warned: Mutex::default() }
     }
 
     /// The entry of `directory` that a message describes; `None` if its name is illegal.
@@ -43,11 +43,17 @@ impl EntryFilter {
             ));
             return None;
         }
-        let entry = decode::entry(raw, &self.owners);
+        let entry = self.on_this_host(decode::entry(raw));
         if let Content::Damaged { reason } = &entry.content {
             self.warn_once(format!("{:?} of {directory:?} cannot be read: {reason}", entry.name));
         }
         Some(entry)
+    }
+
+    /// The entry with the owner and the permissions that it has here.
+    pub(super) fn on_this_host(&self, mut entry: Entry) -> Entry {
+        self.permissions.apply(&mut entry.attr);
+        entry
     }
 
     fn warn_once(&self, mut warning: String) {
@@ -74,7 +80,7 @@ mod tests {
 
     #[test]
     fn illegal_names_are_left_out() {
-        let filter = EntryFilter::new(OwnerMaps::default());
+        let filter = EntryFilter::new(PermissionRules::default());
         let long = "n".repeat(MAX_NAME + 1);
         for (name, legal) in [
             ("", false),
@@ -94,7 +100,7 @@ mod tests {
 
     #[test]
     fn a_damaged_entry_is_logged_once() {
-        let filter = EntryFilter::new(OwnerMaps::default());
+        let filter = EntryFilter::new(PermissionRules::default());
         for _ in 0..2 {
             let chunks = vec![pb::FileChunk::default()];
             let raw = pb::Entry { name: "f".into(), chunks, ..Default::default() };

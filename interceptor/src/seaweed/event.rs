@@ -106,7 +106,6 @@ fn part(
 mod tests {
     use super::*;
     use crate::seaweed::decode;
-    use crate::seaweed::owners::OwnerMaps;
     use proptest::prelude::*;
     use prost::Message;
 
@@ -131,7 +130,7 @@ mod tests {
     }
 
     fn decoded(message: pb::SubscribeMetadataResponse, prefix: &str) -> Vec<StreamEvent> {
-        interpret(message, prefix, |_, raw| Some(decode::entry(raw, &OwnerMaps::default())))
+        interpret(message, prefix, |_, raw| Some(decode::entry(raw)))
     }
 
     /// The old and the new path of the only change.

@@ -20,8 +20,8 @@ use super::entry_filter::EntryFilter;
 pub use super::failover::FilerError;
 use super::failover::{CallOptions, FilerAnswer, Filers};
 use super::locations::{Location, LookupError, VolumeLookup};
-use super::owners::OwnerMaps;
 use super::pb;
+use super::permissions::PermissionRules;
 pub use super::rpc::FILER_TIMEOUT;
 use super::rpc::Stub;
 use super::security::Security;
@@ -85,14 +85,14 @@ impl FilerClient {
     /// Asks the filers in turn for their configuration, and uses the first that answers. Fails if
     /// none does.
     pub async fn connect(addresses: Vec<ServerAddress>, security: &Security) -> Result<Self, FilerError> {
-        Self::connect_as(addresses, security, OwnerMaps::default()).await
+        Self::connect_as(addresses, security, PermissionRules::default()).await
     }
 
-    /// Like [`connect`](Self::connect); the owners of entries are mapped by `owners`.
+    /// Like [`connect`](Self::connect); entries have the owners and permissions of `permissions`.
     pub async fn connect_as(
         addresses: Vec<ServerAddress>,
         security: &Security,
-        owners: OwnerMaps,
+        permissions: PermissionRules,
     ) -> Result<Self, FilerError> {
         let filers = Filers::new(addresses, security.grpc_tls())?;
         filers.ping_all();
@@ -113,7 +113,11 @@ impl FilerClient {
             signature: answer.signature,
         };
         Ok(Self {
-            inner: Arc::new(FilerClientInner { filers, entries: EntryFilter::new(owners), configuration }),
+            inner: Arc::new(FilerClientInner {
+                filers,
+                entries: EntryFilter::new(permissions),
+                configuration,
+            }),
         })
     }
 
@@ -147,7 +151,10 @@ impl FilerClient {
         arrival: Arrival,
     ) -> Result<FoundEntry, FilerError> {
         if directory == "/" && name.is_empty() {
-            return Ok(FoundEntry { entry: Some(root()), is_followed: true });
+            return Ok(FoundEntry {
+                entry: Some(self.inner.entries.on_this_host(root())),
+                is_followed: true,
+            });
         }
         let ask = |mut stub: Stub| {
             let request = pb::LookupDirectoryEntryRequest { directory: directory.into(), name: name.into() };

@@ -17,7 +17,7 @@ mod listing;
 mod liveness;
 pub mod locations;
 mod message;
-pub mod owners;
+pub mod permissions;
 mod ping;
 mod rpc;
 #[cfg(test)]

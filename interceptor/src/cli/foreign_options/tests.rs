@@ -83,6 +83,9 @@ fn options_of_weed_mean_what_they_mean_there() {
             "--volume-server-access=filerProxy"
         ]
     );
+    // Written as those of other file systems, they are our own.
+    assert_eq!(arguments("uid=5,gid=6,umask=022"), ["--uid=5", "--gid=6", "--umask=022"]);
+    assert!(translated("fmask=0133").unwrap_err().contains("file-mode"));
     assert_eq!(translated("dir=/mnt/x").unwrap().mount_point.as_deref(), Some("/mnt/x"));
     assert_eq!(arguments("readOnly,readOnly=true,defaultPermissions=true"), [""; 0]);
     assert!(translated("readOnly=false").unwrap_err().contains("always"));

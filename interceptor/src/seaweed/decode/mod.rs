@@ -17,7 +17,6 @@ use bytes::Bytes;
 pub use chunks::{ChunkError, ChunkFault, manifest};
 
 use super::entry::{Attributes, Content, Entry, FileKind, RemoteObject};
-use super::owners::OwnerMaps;
 use super::pb;
 use chunks::MAX_FILE_SIZE;
 
@@ -70,8 +69,8 @@ impl ContentError {
     }
 }
 
-/// The entry that a message describes, its owners mapped to this host's ids.
-pub(super) fn entry(raw: pb::Entry, owners: &OwnerMaps) -> Entry {
+/// The entry that a message describes, owners and permissions as the filer has them.
+pub(super) fn entry(raw: pb::Entry) -> Entry {
     let attributes = raw.attributes.unwrap_or_default();
     let kind = if raw.is_directory { FileKind::Directory } else { mode::kind(attributes.file_mode) };
     let mtime = time(attributes.mtime, attributes.mtime_ns);
@@ -103,8 +102,8 @@ pub(super) fn entry(raw: pb::Entry, owners: &OwnerMaps) -> Entry {
         attr: Attributes {
             kind,
             perm: mode::permissions(attributes.file_mode),
-            uid: owners.users.local(attributes.uid),
-            gid: owners.groups.local(attributes.gid),
+            uid: attributes.uid,
+            gid: attributes.gid,
             size,
             mtime,
             ctime: if is_unset(attributes.ctime) {

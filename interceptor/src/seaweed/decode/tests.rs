@@ -15,7 +15,7 @@ fn chunk(offset: i64, size: u64) -> pb::FileChunk {
 }
 
 fn decode(raw: pb::Entry) -> Entry {
-    entry(raw, &OwnerMaps::default())
+    entry(raw)
 }
 
 fn at(seconds: u64, nanoseconds: u32) -> SystemTime {
@@ -205,14 +205,6 @@ fn only_keys_with_the_prefix_are_extended_attributes() {
     let names: Vec<_> = entry.xattrs.iter().map(|(name, _)| &**name).collect();
     assert_eq!(names, ["user.a", "user.b"]);
     assert_eq!(entry.xattrs[0].1, Bytes::from_static(b"xattr-user.a"));
-}
-
-#[test]
-fn owners_are_mapped() {
-    let owners = OwnerMaps { users: "1000:7".parse().unwrap(), groups: "2000:8".parse().unwrap() };
-    let raw = file(pb::FuseAttributes { uid: 7, gid: 8, ..Default::default() });
-    let entry = entry(raw, &owners);
-    assert_eq!((entry.attr.uid, entry.attr.gid), (1000, 2000));
 }
 
 #[test]
