@@ -1,8 +1,9 @@
 //! The process that serves a mount is killed, and another one takes over: no program that uses the
 //! mount sees an error or a wrong byte.
 //!
-//! `TAKEOVERS` sets how often a load survives it; without it there are few. Where the kernel cannot
-//! send requests again (before Linux 6.9), those in flight may fail.
+//! `TAKEOVERS` sets how often a load survives it, `KNOWN_FILES` how many files are known at once;
+//! without them there are few. Where the kernel cannot send requests again (before Linux 6.9),
+//! those in flight may fail.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
@@ -25,6 +26,10 @@ use tests::{Cluster, Mount, Pattern, Shared, eventually, host, reading};
 const TAKEOVERS: usize = 12;
 const SMALL_FILES: u64 = 120;
 const LARGE_SIZE: usize = 24 << 20;
+/// How much the supervisor may grow, in KiB.
+const MAX_SUPERVISOR_GROWTH: u64 = 4096;
+/// A daemon that has served for longer than this may die as often as it likes.
+const STABLE_AFTER: Duration = Duration::from_millis(1100);
 /// Longest wait for another process to serve.
 const TAKEOVER_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -59,6 +64,20 @@ fn await_successor(mount: &Mount, before: u32) -> u32 {
     };
     eventually("a successor", TAKEOVER_TIMEOUT, serves)
         .unwrap_or_else(|error| panic!("{error}\n{}", mount.log().unwrap()))
+}
+
+/// How many daemons have said that they took the mount over.
+fn takeovers(mount: &Mount) -> usize {
+    mount.log().unwrap().matches("took over the mount").count()
+}
+
+/// Waits until more daemons than `before` have taken over, and the last one has served for long
+/// enough that its death is not counted as a failure.
+fn await_stable(mount: &Mount, before: usize) {
+    let more = || (takeovers(mount) > before).then_some(());
+    eventually("a takeover", TAKEOVER_TIMEOUT, more)
+        .unwrap_or_else(|error| panic!("{error}\n{}", mount.log().unwrap()));
+    thread::sleep(STABLE_AFTER);
 }
 
 fn take_over(mount: &Mount) {
@@ -174,6 +193,126 @@ fn what_changes_meanwhile_is_seen() {
     }
 }
 
+/// The child of a process that is not `before`, once there is one.
+fn await_child(parent: u32, before: Option<u32>) -> Option<u32> {
+    let children = format!("/proc/{parent}/task/{parent}/children");
+    let other = || {
+        let children = fs::read_to_string(&children).unwrap_or_default();
+        let mut found = children.split_whitespace().map(|child| child.parse::<u32>().unwrap());
+        found.find(|child| Some(*child) != before)
+    };
+    eventually("a child", TAKEOVER_TIMEOUT, other).ok()
+}
+
+fn kill_process(process: u32) {
+    // It may have ended by itself.
+    let _ = kill(Pid::from_raw(process.cast_signed()), Signal::SIGKILL);
+}
+
+/// Successors die at one moment after another, from the fork until they serve: while they are told
+/// what there is, while they take it over, while they send requests again.
+#[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
+fn a_daemon_that_dies_in_mid_takeover_is_followed_by_another() {
+    const STEP: Duration = Duration::from_millis(16);
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = cluster();
+    let mut mount = Mount::builder(&cluster).filer_path("/data").start().unwrap();
+    let path = mount.file("/large");
+    let file = File::open(&path).unwrap();
+    let (mut died_early, mut step) = (0, 0);
+    // Until three in a row have served before they were killed.
+    let mut served_in_a_row = 0;
+    while served_in_a_row < 3 {
+        let (before, served) = (mount.pid(), takeovers(&mount));
+        mount.kill_daemon().unwrap();
+        let successor = await_child(mount.watcher(), Some(before)).unwrap();
+        thread::sleep(STEP * step);
+        kill_process(successor);
+        let served_now = takeovers(&mount);
+        let has_served = served_now > served;
+        served_in_a_row = if has_served { served_in_a_row + 1 } else { 0 };
+        died_early += u32::from(!has_served);
+
+        // In flight, or sent to the next one.
+        let mut piece = vec![0; 100_000];
+        let at = 1_000_003 * u64::from(step) % (LARGE_SIZE as u64 - 100_000);
+        file.read_exact_at(&mut piece, at).unwrap();
+        assert!(piece == large()[at as usize..at as usize + 100_000], "step {step}");
+        let number = u64::from(step) % SMALL_FILES;
+        assert!(fs::read(mount.file(&format!("/small/{number}"))).unwrap() == small(number), "step {step}");
+        reading::forget(&path).unwrap();
+        await_stable(&mount, served_now);
+        step += 1;
+    }
+    println!("{died_early} of {step} successors died before they served");
+    assert!(died_early >= 3, "{died_early} of {step}");
+    assert!(mount.is_running());
+    assert!(mount.stop().unwrap().success());
+}
+
+/// The first daemon dies at one moment after another. Nothing has used the mount so far, so it may
+/// be given up, but not be left dead.
+#[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
+fn a_daemon_that_dies_at_the_start_leaves_a_mount_or_none() {
+    const STEP: Duration = Duration::from_millis(6);
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = cluster();
+    let directory = tempfile::tempdir().unwrap();
+    let mount_point = directory.path().join("mnt");
+    fs::create_dir(&mount_point).unwrap();
+    let below = fs::metadata(&mount_point).unwrap().dev();
+    fs::write(directory.path().join("security.toml"), "").unwrap();
+    let (mut step, mut given_up, mut mounted) = (0, 0, 0);
+    while mounted < 3 {
+        let log = directory.path().join(format!("log-{step}"));
+        let mut command = Command::new(tests::mount::interceptor_program().unwrap());
+        command.args(["mount", "--filer", &cluster.filer_addresses(), "--filer-path=/data"]);
+        command.args(["--status-addr=none"]).arg(&mount_point).current_dir(directory.path());
+        command.stdout(File::create(&log).unwrap()).stderr(File::options().append(true).open(&log).unwrap());
+        let mut supervisor = command.spawn().unwrap();
+        if let Some(worker) = await_child(supervisor.id(), None) {
+            thread::sleep(STEP * step);
+            kill_process(worker);
+        }
+        // Either another one has taken over and says so, or the supervisor ends.
+        let said = || fs::read_to_string(&log).unwrap();
+        let outcome = || {
+            let ended = supervisor.try_wait().unwrap();
+            let is_mounted = said().contains("took over the mount");
+            (ended.is_some() || is_mounted).then_some(ended)
+        };
+        let ended = eventually("an end", TAKEOVER_TIMEOUT, outcome)
+            .unwrap_or_else(|error| panic!("step {step}: {error}\n{}", said()));
+        if let Some(ended) = ended {
+            given_up += 1;
+            assert!(!ended.success() && said().contains("ERROR"), "step {step}: {ended} {}", said());
+        } else {
+            mounted += 1;
+            assert!(fs::read(mount_point.join("small/5")).unwrap() == small(5), "step {step}");
+            kill(Pid::from_raw(supervisor.id().cast_signed()), Signal::SIGTERM).unwrap();
+            assert!(supervisor.wait().unwrap().success(), "step {step}: {}", said());
+        }
+        assert_eq!(fs::metadata(&mount_point).unwrap().dev(), below, "step {step}: {}", said());
+        step += 1;
+    }
+    println!("{given_up} of {step} mounts were given up");
+    assert!(given_up >= 2, "{given_up} of {step}");
+}
+
+/// What a process holds: how many descriptors, and how much memory in KiB.
+fn held(process: u32) -> (usize, u64) {
+    let descriptors = fs::read_dir(format!("/proc/{process}/fd")).unwrap().count();
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    (descriptors, memory.trim().trim_end_matches(" kB").parse().unwrap())
+}
+
 /// One kind of use of the mount. It panics at an error or a wrong byte.
 type Use = fn(&Path, &mut StdRng);
 
@@ -276,6 +415,7 @@ fn a_load_goes_on_however_often_the_daemon_is_killed() {
     ];
     let counts: Vec<_> = uses.iter().map(|_| AtomicU64::new(0)).collect();
     let pauses = Mutex::new(Vec::new());
+    let held_before = held(mount.watcher());
     thread::scope(|scope| {
         let (stop, root, mount) = (&stop, mount.path(), &mount);
         let _stopped = StopAtEnd(stop);
@@ -322,10 +462,65 @@ fn a_load_goes_on_however_often_the_daemon_is_killed() {
     );
     assert!(mount.is_running());
     assert!(pauses.len() >= takeovers / 2, "{pauses:?}");
+    let held_after = held(mount.watcher());
+    println!("descriptors and KiB of the supervisor: {held_before:?} before, {held_after:?} after");
+    assert_eq!(held_before.0, held_after.0, "descriptors of the supervisor");
+    assert!(held_after.1 < held_before.1 + MAX_SUPERVISOR_GROWTH, "memory of the supervisor");
     eventually("the end of all requests", TAKEOVER_TIMEOUT, || {
         (waiting_requests(mount.path()) == 0).then_some(())
     })
     .unwrap();
+    assert!(mount.stop().unwrap().success());
+}
+
+#[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
+fn many_known_files_and_open_handles_are_taken_over() {
+    const HANDLES: usize = 1000;
+    const IN_A_DIRECTORY: usize = 1000;
+    if !host::can_mount() {
+        return;
+    }
+    let files = std::env::var("KNOWN_FILES").map_or(4000, |files| files.parse().expect("a number"));
+    let name = |number: usize| format!("/known/{}/{number}", number / IN_A_DIRECTORY);
+    let content = |number: usize| format!("content of file {number}");
+    let cluster = Cluster::builder().inline_below(4096).start().unwrap();
+    thread::scope(|scope| {
+        for worker in 0..4 {
+            let filer = cluster.filer();
+            scope.spawn(move || {
+                for number in (worker..files).step_by(4) {
+                    filer.put(&name(number), content(number).as_bytes(), "").unwrap();
+                }
+            });
+        }
+    });
+    let mount = Mount::builder(&cluster).start().unwrap();
+    let inodes = || -> Vec<u64> {
+        (0..files).map(|number| fs::metadata(mount.file(&name(number))).unwrap().ino()).collect()
+    };
+    let before = inodes();
+    let open: Vec<_> = (0..HANDLES.min(files))
+        .map(|number| (number, File::open(mount.file(&name(number))).unwrap()))
+        .collect();
+    let mut pauses = Vec::new();
+    for served in 0..3 {
+        let daemon = mount.pid();
+        let killed = Instant::now();
+        mount.kill_daemon().unwrap();
+        statvfs(mount.path()).unwrap();
+        pauses.push(killed.elapsed());
+        await_successor(&mount, daemon);
+        await_stable(&mount, served);
+    }
+    pauses.sort_unstable();
+    println!("{files} known files and {} open ones: pauses {pauses:?}", open.len());
+    for (number, file) in &open {
+        let mut bytes = vec![0; 100];
+        let len = file.read_at(&mut bytes, 0).unwrap();
+        assert_eq!(bytes[..len], *content(*number).as_bytes());
+    }
+    assert!(inodes() == before, "the nodes are the same");
     assert!(mount.stop().unwrap().success());
 }
 
