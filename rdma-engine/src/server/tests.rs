@@ -465,6 +465,8 @@ fn session(address: SocketAddr, requests: impl IntoIterator<Item = (u64, ClientM
         request.encode(number, &mut bytes);
     }
     let mut stream = StdStream::connect(address).unwrap();
+    // Without a limit of ours, the buffer may grow until it takes all that is asked for.
+    rustix::net::sockopt::set_socket_recv_buffer_size(&stream, 64 << 10).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     stream.write_all(&bytes).unwrap();
     stream
