@@ -22,7 +22,7 @@ use daemon::size::ByteSize;
 use daemon::{duration, logs, output, service};
 
 use self::status_api::StatusApi;
-use super::options::{FetchOptions, Filers, LogOptions, filer_path};
+use super::options::{ConfigurationOptions, FetchOptions, Filers, LogOptions, filer_path};
 use super::reload::Reloadable;
 use super::signals::Signals;
 use super::{CommandFailure, host, kernel_watcher, mount};
@@ -43,6 +43,10 @@ pub(super) struct AttachOptions {
     /// The mount point of a mount that exists
     #[arg(value_name = "MOUNTPOINT", value_hint = ValueHint::DirPath)]
     path: PathBuf,
+
+    /// How it is configured.
+    #[command(flatten)]
+    configuration: ConfigurationOptions,
 
     /// Filers of the cluster that is mounted; files are then read from the cluster itself where
     /// that is certain to be the same

@@ -14,7 +14,7 @@ use futures::future::join_all;
 
 use super::host::{self, Finding, FindingState};
 use super::mount;
-use super::options::{Filers, ServerOptions};
+use super::options::{ConfigurationOptions, Filers, ServerOptions};
 use crate::seaweed::address::ServerAddress;
 use crate::seaweed::filer::FilerClient;
 use crate::seaweed::permissions::PermissionRules;
@@ -23,6 +23,10 @@ use crate::seaweed::security::{Security, SecurityError};
 /// Looks at this host, without changing anything, and says what a mount would go without.
 #[derive(Debug, Clone, Args)]
 pub(super) struct CheckOptions {
+    /// How it is configured.
+    #[command(flatten)]
+    configuration: ConfigurationOptions,
+
     /// Filers to try to reach
     #[arg(long, value_name = "HOST:PORT[,…]", value_parser = Filers::from_str)]
     pub(super) filer: Option<Filers>,

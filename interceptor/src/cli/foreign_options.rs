@@ -13,6 +13,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
 use clap::{Arg, Command};
+use daemon::nearest::nearest as nearest_name;
 
 /// Options of mount(8), fstab(5) and systemd.mount(5) that need nothing to be done. A mount is
 /// always read-only, without devices and without set-user-ID programs, and knows no access times.
@@ -395,10 +396,7 @@ fn nearest(name: &str, command: &Command) -> Option<String> {
     let own = command.get_arguments().filter_map(Arg::get_long).filter(|name| *name != "help");
     let known = own.chain(WEED_OPTIONS.iter().map(|(name, ..)| *name));
     let known = known.chain(HANDLED_BY_MOUNT.iter().copied());
-    let name = name.replace('_', "-");
-    let rated = known.map(|known| (strsim::jaro_winkler(&name, known), known));
-    let (similarity, best) = rated.max_by(|(one, _), (other, _)| one.total_cmp(other))?;
-    (similarity > 0.75).then(|| best.to_owned())
+    nearest_name(&name.replace('_', "-"), known).map(str::to_owned)
 }
 
 /// Filers and directory of a source: `HOST:PORT[,HOST:PORT]:/PATH`, or without the colon before the

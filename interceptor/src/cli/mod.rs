@@ -5,7 +5,7 @@
 
 mod attach;
 mod check;
-mod config_file;
+mod command_line;
 mod foreign_options;
 mod host;
 mod http;
@@ -32,7 +32,8 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::parser::ValueSource;
-use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use daemon::configuration::{ConfigOptions, ConfiguredLine, LineError, Settings};
 use daemon::documents::DocumentsOptions;
 use daemon::logs;
 use daemon::output::{self, OutputError};
@@ -40,9 +41,10 @@ use daemon::version::{self, SourceCommit};
 
 use attach::AttachOptions;
 use check::CheckOptions;
-use config_file::FileOptions;
+use command_line::parse;
 use foreign_options::ForeignOptionError;
 use list::ListOptions;
+use mount::MountPlan;
 use observe::ObserveOptions;
 use options::MountOptions;
 use reload::ReloadOptions;
@@ -136,6 +138,17 @@ the file of --status-token-file, and log-level in the configuration file are rea
 used changes nothing. Other options take `interceptor mount --restart`. Exits with 0 if everything was read,
 else with 1.";
 
+const CONFIG_EXAMPLES: &str = "\
+Examples:
+  interceptor config show mount --config /etc/interceptor/mnt-train.toml
+      Prints each option, and whether it is typed, a default, or from which file or variable.
+  INTERCEPTOR_CACHE_SIZE=8GiB interceptor config check mount --filer filer:8888
+      Says whether a mount would accept that.
+
+What is typed goes before variables, as INTERCEPTOR_CACHE_SIZE is for --cache-size; these go before the files
+FILE.d/*.toml, of which the last by name goes before the others; these before FILE (--config).
+Exits with 0 if the options are right, 2 if they are wrong, 1 if a file with keys or tokens cannot be used.";
+
 const TOP_KEYS: &str = "\
 Keys:
   Tab, 1 to 4   files, readers, servers, incidents
@@ -203,6 +216,9 @@ enum Command {
     /// Say what this host can do for a mount
     #[command(after_help = CHECK_EXAMPLES)]
     Check(CheckOptions),
+    /// Show the options of a command, and where they come from
+    #[command(after_help = CONFIG_EXAMPLES)]
+    Config(ConfigOptions),
     /// Write manual pages and shell completions, for packages
     #[command(hide = true)]
     Documents(DocumentsOptions),
@@ -250,33 +266,10 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, commit: SourceCommit)
             }
         }
     }
-    let (cli, matches) = match parse(&arguments) {
-        Ok(parsed) => parsed,
-        Err(error) => return output::explain_usage(&error),
-    };
-    let outcome = match cli.command {
-        // SAFETY: nothing so far has started a thread, and `main` is called before anything could.
-        Command::Mount(_) => unsafe { run_mount(&arguments, &matches, ignored) },
-        Command::Attach(options) => run_attach(&options, &matches),
-        Command::Warmup(options) => warmup::run(&options).map_err(CommandFailure::from),
-        Command::Status(options) => {
-            status::run(&options).map(|()| ExitCode::SUCCESS).map_err(CommandFailure::from)
-        }
-        Command::Top(options) => top::run(&options).map(|()| ExitCode::SUCCESS).map_err(CommandFailure::from),
-        Command::Observe(options) => {
-            observe::run(&options).map(|()| ExitCode::SUCCESS).map_err(CommandFailure::from)
-        }
-        Command::List(options) => {
-            list::run(&options).map(|()| ExitCode::SUCCESS).map_err(CommandFailure::from)
-        }
-        Command::Unmount(options) => {
-            unmount::run(&options).map(|()| ExitCode::SUCCESS).map_err(CommandFailure::from)
-        }
-        Command::Reload(options) => {
-            reload::run(&options).map(|()| ExitCode::SUCCESS).map_err(CommandFailure::from)
-        }
-        Command::Check(options) => check::run(&options).map_err(CommandFailure::from),
-        Command::Documents(options) => write_documents(&options).map_err(CommandFailure::from),
+    let outcome = match parse(&arguments) {
+        Ok((cli, line)) => run(&cli.command, &line, &arguments, ignored),
+        Err(LineError::Parser(error)) => return output::explain_usage(&error),
+        Err(LineError::Configuration(error)) => Err(CommandFailure::usage(error)),
     };
     match outcome {
         Ok(code) => code,
@@ -296,6 +289,30 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, commit: SourceCommit)
     }
 }
 
+fn run(
+    command: &Command,
+    line: &ConfiguredLine,
+    typed: &[OsString],
+    ignored: Vec<String>,
+) -> Result<ExitCode, CommandFailure> {
+    let done = |outcome: anyhow::Result<()>| Ok(outcome.map(|()| ExitCode::SUCCESS)?);
+    match command {
+        // SAFETY: nothing so far has started a thread, and `main` is called before anything could.
+        Command::Mount(_) => unsafe { run_mount(typed, line, ignored) },
+        Command::Attach(options) => run_attach(options, line),
+        Command::Warmup(options) => Ok(warmup::run(options)?),
+        Command::Status(options) => done(status::run(options)),
+        Command::Top(options) => done(top::run(options)),
+        Command::Observe(options) => done(observe::run(options)),
+        Command::List(options) => done(list::run(options)),
+        Command::Unmount(options) => done(unmount::run(options)),
+        Command::Reload(options) => done(reload::run(options)),
+        Command::Check(options) => Ok(check::run(options)?),
+        Command::Config(options) => command_line::run(options),
+        Command::Documents(options) => Ok(write_documents(options)?),
+    }
+}
+
 fn is_mount_helper(program: &OsStr) -> bool {
     Path::new(program)
         .file_name()
@@ -310,13 +327,18 @@ fn asks_for_version(arguments: &[OsString]) -> bool {
 /// Has options in the spelling of mount(8) and of `weed mount` replaced by those of `interceptor
 /// mount`. Returns those that mean nothing here.
 fn understand_foreign_options(arguments: &mut Vec<OsString>) -> Result<Vec<String>, ForeignOptionError> {
-    let mut cli = Cli::command();
-    // Until it is built, a command does not know the names of its options.
-    cli.build();
-    let command = cli.find_subcommand("mount").expect("the command exists");
+    let program = built();
+    let command = program.find_subcommand("mount").expect("the command exists");
     let (translated, ignored) = foreign_options::translate_arguments(&arguments[2..], command)?;
     arguments.splice(2.., translated);
     Ok(ignored)
+}
+
+/// The command line. Until it is built, a command does not know the names of its options.
+fn built() -> clap::Command {
+    let mut program = Cli::command();
+    program.build();
+    program
 }
 
 fn write_documents(options: &DocumentsOptions) -> anyhow::Result<ExitCode> {
@@ -324,24 +346,19 @@ fn write_documents(options: &DocumentsOptions) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn parse(arguments: &[OsString]) -> Result<(Cli, ArgMatches), clap::Error> {
-    let matches = Cli::command().try_get_matches_from(options::without_negations(arguments))?;
-    Ok((Cli::from_arg_matches(&matches)?, matches))
-}
-
-/// Reads the configuration file, if one is named, and mounts. Options in `ignored` mean nothing.
+/// Mounts. Options in `ignored` mean nothing.
 ///
 /// # Safety
 /// The process must have no other thread.
 unsafe fn run_mount(
     typed: &[OsString],
-    matches: &ArgMatches,
+    line: &ConfiguredLine,
     ignored: Vec<String>,
 ) -> Result<ExitCode, CommandFailure> {
-    let (options, in_effect, file) = mount_options(typed, matches)?;
-    let filter = logs::filter(options.log.log_level.as_deref()).map_err(CommandFailure::usage)?;
-    let mut plan = mount::MountPlan::new(options, in_effect, typed.to_vec())
-        .map_err(|error| CommandFailure::Usage(file.wrong(error.option(), error.to_string())))?;
+    let (options, in_effect) = mount_options(line)?;
+    let level = options.log.log_level.clone();
+    let mut plan = mount_plan(options, in_effect, typed.to_vec(), &line.settings)?;
+    let filter = logs::filter(level.as_deref()).map_err(CommandFailure::usage)?;
     plan.load_secrets()?;
     if plan.is_restart() {
         plan.restart(typed)?;
@@ -356,43 +373,37 @@ unsafe fn run_mount(
     Ok(unsafe { mount::supervised(plan, true, &mut || Ok(()), fail) }?)
 }
 
-fn run_attach(options: &AttachOptions, matches: &ArgMatches) -> Result<ExitCode, CommandFailure> {
-    let (_, given) = matches.subcommand().expect("clap requires a subcommand");
-    let mut cli = Cli::command();
-    cli.build();
-    let command = cli.find_subcommand("attach").expect("it has just been parsed");
-    let in_effect = options::shown(command, given);
+/// What is possible with these options. An error names the place of what is wrong.
+fn mount_plan(
+    options: MountOptions,
+    in_effect: BTreeMap<String, String>,
+    typed: Vec<OsString>,
+    settings: &Settings,
+) -> Result<MountPlan, CommandFailure> {
+    let wrong = |option: &str, reason: String| CommandFailure::Usage(settings.wrong(option, reason));
+    if let Err(error) = logs::filter(options.log.log_level.as_deref()) {
+        return Err(wrong("log-level", error.to_string()));
+    }
+    MountPlan::new(options, in_effect, typed).map_err(|error| wrong(error.option(), error.to_string()))
+}
+
+fn run_attach(options: &AttachOptions, line: &ConfiguredLine) -> Result<ExitCode, CommandFailure> {
+    let (name, matches) = line.matches.subcommand().expect("clap requires a subcommand");
+    let program = built();
+    let in_effect = options::shown(program.find_subcommand(name).expect("it has been parsed"), matches);
     // SAFETY: nothing so far has started a thread, and `main` is called before anything could.
     unsafe { attach::run(options, in_effect) }
 }
 
-/// The options of `interceptor mount`, those of the configuration file included, and the same as
-/// text.
-fn mount_options(
-    typed: &[OsString],
-    matches: &ArgMatches,
-) -> Result<(MountOptions, BTreeMap<String, String>, FileOptions), CommandFailure> {
-    let mut cli = Cli::command();
-    // Until it is built, a command does not know the names of its options.
-    cli.build();
-    let (name, given) = matches.subcommand().expect("clap requires a subcommand");
-    let command = cli.find_subcommand(name).expect("it has just been parsed");
-    let with_options = |matches: &ArgMatches, file: FileOptions| {
-        let mut options = MountOptions::from_arg_matches(matches).map_err(CommandFailure::usage)?;
-        options.is_default_status_addr =
-            matches.value_source("status_addr") == Some(ValueSource::DefaultValue);
-        let in_effect = options::in_effect(&options, command, matches);
-        Ok((options, in_effect, file))
-    };
-    let Some(path) = given.get_one::<PathBuf>("config") else {
-        return with_options(given, FileOptions::default());
-    };
-    let from_file = config_file::arguments(path, command, given).map_err(CommandFailure::usage)?;
-    // The subcommand is the first argument, as no option may stand before it.
-    let (before, after) = typed.split_at(2);
-    let all = before.iter().chain(&from_file.arguments).chain(after);
-    let (_, matches) = parse(&all.cloned().collect::<Vec<_>>()).map_err(CommandFailure::usage)?;
-    with_options(matches.subcommand().expect("clap requires a subcommand").1, from_file)
+/// The options of `interceptor mount`, and the same as text.
+fn mount_options(line: &ConfiguredLine) -> Result<(MountOptions, BTreeMap<String, String>), CommandFailure> {
+    let (name, matches) = line.matches.subcommand().expect("clap requires a subcommand");
+    let program = built();
+    let command = program.find_subcommand(name).expect("it has been parsed");
+    let mut options = MountOptions::from_arg_matches(matches).map_err(CommandFailure::usage)?;
+    options.is_default_status_addr = matches.value_source("status_addr") == Some(ValueSource::DefaultValue);
+    let in_effect = options::in_effect(&options, command, matches);
+    Ok((options, in_effect))
 }
 
 /// A path that was typed, so that it can be found from any directory.
@@ -420,8 +431,8 @@ mod tests {
 
     fn typed(line: &[&str]) -> Result<MountOptions, String> {
         let typed: Vec<OsString> = ["interceptor", "mount"].iter().chain(line).map(OsString::from).collect();
-        let (_, matches) = parse(&typed).map_err(|error| error.to_string())?;
-        mount_options(&typed, &matches).map(|(options, ..)| options).map_err(|error| error.to_string())
+        let (_, line) = parse(&typed).map_err(|error| error.to_string())?;
+        mount_options(&line).map(|(options, _)| options).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -541,8 +552,8 @@ mod tests {
             (&["warmup", "--status-addr=9650", "/mnt/x"], "127.0.0.1:9650"),
         ] {
             let typed: Vec<OsString> = ["interceptor"].iter().chain(line).map(OsString::from).collect();
-            let error = parse(&typed).unwrap_err();
-            assert!(error.exit_code() == 2 && error.to_string().contains(word), "{line:?}: {error}");
+            let error = parse(&typed).err().unwrap();
+            assert!(error.to_string().contains(word), "{line:?}: {error}");
         }
     }
 }

@@ -26,9 +26,10 @@ use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{ForkResult, Pid, dup2_stderr, dup2_stdin, dup2_stdout, fork, getppid, pipe2, setsid};
 
+use super::command_line::parse;
 use super::foreign_options::{self, TypedOption};
 use super::mount::{self, MountPlan};
-use super::{Cli, CommandFailure, mount_options, parse};
+use super::{Cli, CommandFailure, mount_options};
 
 /// The names under which this program is a helper of mount(8).
 pub(super) const NAMES: [&str; 2] = ["mount.interceptor", "mount.fuse.interceptor"];
@@ -204,12 +205,12 @@ fn prepare(parsed: &HelperArguments) -> anyhow::Result<PreparedMount> {
     let directory = std::path::absolute(&parsed.directory).context("DIR")?;
     typed.extend(["--".into(), directory.into_os_string()]);
 
-    let (_, matches) = parse(&typed).map_err(|error| anyhow!("{}", without_hints(&error.to_string())))?;
-    let (mut mount, in_effect, file) = mount_options(&typed, &matches).map_err(reason)?;
+    let (_, line) = parse(&typed).map_err(|error| anyhow!("{}", without_hints(&error.to_string())))?;
+    let (mut mount, in_effect) = mount_options(&line).map_err(reason)?;
     mount.make_paths_absolute().context("cannot find the working directory")?;
     let filter = logs::filter(mount.log.log_level.as_deref())?;
     let plan = MountPlan::new(mount, in_effect, typed)
-        .map_err(|error| anyhow!("{}", file.wrong(error.option(), error.to_string())))?;
+        .map_err(|error| anyhow!("{}", line.settings.wrong(error.option(), error.to_string())))?;
     Ok(PreparedMount { plan, filter, log_file, ignored: translated.ignored })
 }
 

@@ -53,6 +53,16 @@ pub(super) struct LogOptions {
     pub(super) log_format: LogFormat,
 }
 
+/// Where options come from that are not typed.
+#[derive(Debug, Clone, Args)]
+pub(super) struct ConfigurationOptions {
+    /// TOML file with options under their long names. Files in FILE.d go before it, variables as
+    /// INTERCEPTOR_CACHE_SIZE before both, and what is typed before all [default:
+    /// INTERCEPTOR_CONFIG]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
 /// Mounts a directory tree of a filer, read-only, and serves reads until it is unmounted or
 /// interrupted.
 #[derive(Debug, Clone, Args)]
@@ -69,9 +79,9 @@ pub(super) struct MountOptions {
     #[arg(long, value_name = "PATH", default_value = "/", value_parser = filer_path)]
     pub(super) filer_path: String,
 
-    /// TOML file with options under their long names; what is typed here wins
-    #[arg(long, value_name = "FILE")]
-    pub(super) config: Option<PathBuf>,
+    /// How it is configured.
+    #[command(flatten)]
+    pub(super) configuration: ConfigurationOptions,
 
     /// Have this program with these options take over a mount that is there, while programs go on
     /// using it. Returns when the mount answers. What the kernel was told when it was mounted
@@ -311,7 +321,8 @@ impl FromStr for EngineLocation {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let is_address = |text: &str| {
-            text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+            let is_host = |host: &str| !host.is_empty() && !host.contains(char::is_whitespace);
+            text.rsplit_once(':').is_some_and(|(host, port)| is_host(host) && port.parse::<u16>().is_ok())
         };
         match text.split_once('=') {
             Some((server, engine)) if is_address(server) && is_address(engine) => {
@@ -497,16 +508,16 @@ pub(super) fn filer_path(text: &str) -> Result<String, &'static str> {
 }
 
 /// Options that are on unless `--NAME=false` or, for short, `--no-NAME` turns them off.
-const SWITCHES: [&str; 4] = ["passthrough", "placement", "keep-awake", "ebpf"];
+pub(super) const SWITCHES: [&str; 4] = ["passthrough", "placement", "keep-awake", "ebpf"];
 
 /// The switch that `name` negates: `ebpf` for `no-ebpf`.
 pub(super) fn negated_switch(name: &str) -> Option<&str> {
     name.strip_prefix("no-").filter(|name| SWITCHES.contains(name))
 }
 
-/// The argument that sets a switch by its own name: `--ebpf=false` for `--no-ebpf` and, as older
-/// configuration files have it, `--no-ebpf=true`. Other arguments stay as they are.
-pub(super) fn without_negation(argument: OsString) -> OsString {
+/// The argument that sets a switch by its own name: `--ebpf=false` for `--no-ebpf` and
+/// `--no-ebpf=true`. Other arguments stay as they are.
+fn without_negation(argument: OsString) -> OsString {
     let rewritten = argument.to_str().and_then(|text| {
         let (name, value) = text.split_once('=').unwrap_or((text, "true"));
         let name = negated_switch(name.strip_prefix("--")?)?;
@@ -593,7 +604,7 @@ mod tests {
     fn engines_are_told_by_their_servers() {
         let at = "[::1]:8080=10.0.0.1:18515".parse::<EngineLocation>().unwrap();
         assert_eq!((at.server.as_str(), at.engine.as_str()), ("[::1]:8080", "10.0.0.1:18515"));
-        for wrong in ["", "a:1", "a:1=b", "a=b:1", ":1=b:1", "a:1=b:70000"] {
+        for wrong in ["", "a:1", "a:1=b", "a=b:1", ":1=b:1", "a:1=b:70000", "a:1=b:2 c:1=d:2"] {
             assert!(wrong.parse::<EngineLocation>().is_err(), "{wrong}");
         }
     }

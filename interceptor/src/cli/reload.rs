@@ -11,7 +11,8 @@ use anyhow::Context;
 use clap::{Args, ValueHint};
 use daemon::{logs, output};
 
-use super::{mount_address, mount_options, options, parse};
+use super::command_line::parse;
+use super::{mount_address, mount_options, options};
 use crate::fuse::handover;
 use crate::fuse::supervisor::SupervisorLink;
 use crate::seaweed::security::Security;
@@ -92,9 +93,9 @@ pub(super) fn load(file: Option<&PathBuf>) -> anyhow::Result<Security> {
     loaded.context("cannot use security.toml")
 }
 
-/// The options of a command line with what its configuration file says now.
+/// The options of a command line with what its configuration files say now.
 fn options_now(typed: &[OsString]) -> anyhow::Result<options::MountOptions> {
-    let (_, matches) = parse(typed)?;
-    let (options, ..) = mount_options(typed, &matches).map_err(|failure| anyhow::anyhow!("{failure}"))?;
+    let (_, line) = parse(typed)?;
+    let (options, _) = mount_options(&line).map_err(|failure| anyhow::anyhow!("{failure}"))?;
     Ok(options)
 }

@@ -23,4 +23,9 @@ impl LogOptions {
         logs::start(self.log_format, logs::filter(self.log_level.as_deref())?);
         Ok(())
     }
+
+    /// Whether the level is one.
+    pub(super) fn check(&self) -> Result<(), FilterError> {
+        logs::filter(self.log_level.as_deref()).map(drop)
+    }
 }

@@ -10,9 +10,13 @@ mod logs;
 mod remote;
 mod serve;
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt::Display;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use daemon::configuration::{ConfigOptions, ConfigurableProgram, LineError};
 use daemon::documents::DocumentsOptions;
 use daemon::output::{self, OutputError};
 use daemon::version::{self, SourceCommit};
@@ -21,6 +25,8 @@ const SERVE_EXAMPLES: &str = "\
 Examples:
   rdma-engine serve --volume-dir /data/seaweedfs
       Beside `weed volume -dir=/data/seaweedfs`, as the same user.
+  rdma-engine serve --config /etc/interceptor/rdma-engine.toml
+      Takes options from a file, as  volume-dir = [\"/disk1\", \"/disk2\"]
   rdma-engine serve --volume-dir /disk1 --volume-dir /disk2 --index-dir /ssd/idx --listen 10.0.0.5:18515
       Beside `weed volume -dir=/disk1,/disk2 -dir.idx=/ssd/idx`, for one network.
 
@@ -51,6 +57,21 @@ Examples:
 
 Reads ranges at random places of the given needles. After the first round they come from the page
 cache of the engine's host: what is measured is the way of the bytes, not the disk.";
+
+const CONFIG_EXAMPLES: &str = "\
+Examples:
+  rdma-engine config show serve --config /etc/interceptor/rdma-engine.toml
+      Prints each option, and whether it is typed, a default, or from which file or variable.
+  RDMA_ENGINE_VOLUME_DIR=/disk1,/disk2 rdma-engine config check serve
+      Says whether the engine would accept that.
+
+What is typed goes before variables, as RDMA_ENGINE_LISTEN is for --listen; these go before the files
+FILE.d/*.toml, of which the last by name goes before the others; these before FILE (--config).
+Exits with 0 if the options are right, with 2 if they are wrong.";
+
+/// What can be set elsewhere, and how.
+const PROGRAM: ConfigurableProgram<'_> =
+    ConfigurableProgram { definition: Cli::command, commands: &["serve"], typed_only: &[], negatable: &[] };
 
 /// Serves the needles of a SeaweedFS volume server faster than the volume server does.
 #[derive(Debug, Parser)]
@@ -85,6 +106,9 @@ enum Command {
     /// Measure reads of several sizes and depths, over every transport
     #[command(after_help = BENCH_EXAMPLES)]
     Bench(bench::BenchOptions),
+    /// Show the options of `serve`, and where they come from
+    #[command(after_help = CONFIG_EXAMPLES)]
+    Config(ConfigOptions),
     /// Write manual pages and shell completions, for packages
     #[command(hide = true)]
     Documents(DocumentsOptions),
@@ -101,16 +125,18 @@ pub(crate) fn main(commit: SourceCommit) -> ExitCode {
         let printed = output::print(format_args!("rdma-engine {text}\n"));
         return if printed.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
-    let cli = match Cli::try_parse() {
+    let typed: Vec<OsString> = std::env::args_os().collect();
+    let cli = match parse(&typed) {
         Ok(cli) => cli,
-        Err(error) => return output::explain_usage(&error),
+        Err(LineError::Parser(error)) => return output::explain_usage(&error),
+        Err(LineError::Configuration(error)) => return wrong_usage(error),
     };
     if let Err(error) = cli.log.start() {
         output::error(error);
         return ExitCode::from(2);
     }
     match run(cli.command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) if error.downcast_ref::<OutputError>().is_some_and(OutputError::is_closed) => {
             ExitCode::FAILURE
         }
@@ -121,7 +147,30 @@ pub(crate) fn main(commit: SourceCommit) -> ExitCode {
     }
 }
 
-fn run(command: Command) -> anyhow::Result<()> {
+fn parse(typed: &[OsString]) -> Result<Cli, LineError> {
+    let line = PROGRAM.parse(typed, std::env::vars_os())?;
+    Ok(Cli::from_arg_matches(&line.matches)?)
+}
+
+fn wrong_usage(error: impl Display) -> ExitCode {
+    output::error(format_args!("{error}\n\nFor more information, try '--help'."));
+    ExitCode::from(2)
+}
+
+fn show_configuration(options: &ConfigOptions) -> anyhow::Result<ExitCode> {
+    let line = match options.parse(&PROGRAM, options.line(&PROGRAM)) {
+        Ok(line) => line,
+        Err(LineError::Parser(error)) => return Ok(output::explain_usage(&error)),
+        Err(LineError::Configuration(error)) => return Ok(wrong_usage(error)),
+    };
+    if let Err(error) = Cli::from_arg_matches(&line.matches)?.log.check() {
+        return Ok(wrong_usage(line.settings.wrong("log-level", error.to_string())));
+    }
+    output::print(format_args!("{}", options.text(&PROGRAM, &line, &BTreeMap::new())))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         // At least two, or a thread that waits for a disk could hand its tasks to no other thread.
         .worker_threads(std::thread::available_parallelism().map_or(2, usize::from).max(2))
@@ -131,14 +180,16 @@ fn run(command: Command) -> anyhow::Result<()> {
         .build()?;
     let outcome = runtime.block_on(async {
         match command {
-            Command::Serve(options) => serve::run(options).await,
+            Command::Serve(options) => serve::run(options).await?,
             #[cfg(feature = "verbs")]
-            Command::Devices => devices::run(),
-            Command::Ping(options) => remote::ping(options).await,
-            Command::Read(options) => remote::read(options).await,
-            Command::Bench(options) => bench::run(options).await,
-            Command::Documents(options) => Ok(options.write(Cli::command(), "")?),
+            Command::Devices => devices::run()?,
+            Command::Ping(options) => remote::ping(options).await?,
+            Command::Read(options) => remote::read(options).await?,
+            Command::Bench(options) => bench::run(options).await?,
+            Command::Config(options) => return show_configuration(&options),
+            Command::Documents(options) => options.write(Cli::command(), "")?,
         }
+        Ok(ExitCode::SUCCESS)
     });
     // Threads that wait for a disk are abandoned.
     runtime.shutdown_background();

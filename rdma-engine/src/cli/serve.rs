@@ -25,8 +25,14 @@ use super::http;
 
 #[derive(Debug, Args)]
 pub(super) struct ServeOptions {
-    /// A data directory of the volume server (`weed volume -dir`); repeat it for several
-    #[arg(long, value_name = "DIR", required = true)]
+    /// TOML file with options under their long names. Files in FILE.d go before it, variables as
+    /// RDMA_ENGINE_VOLUME_DIR before both, and what is typed before all [default:
+    /// RDMA_ENGINE_CONFIG]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// Data directories of the volume server (`weed volume -dir`); may be repeated
+    #[arg(long, value_name = "DIR[,…]", required = true, value_delimiter = ',')]
     volume_dir: Vec<PathBuf>,
 
     /// Where the volume server keeps indexes, if not beside the data (`weed volume -dir.idx`)
