@@ -74,8 +74,15 @@ fn an_overlay_survives_any_request() {
     };
     let cache = Arc::new(Cache::new(16 << 20).unwrap());
     let kept = LowerSource::new(cache, true, metrics.clone(), run.runtime.handle().clone());
-    let (over_limit, _wakeups) = inode_limit::channel();
+    let (over_limit, wakeups) = inode_limit::channel();
     let tree = Arc::new(LowerTree::new(&lower, inode_limit::max_fds(1000), over_limit).unwrap());
+    // In the place of the thread that also tells the kernel. It ends with the tree.
+    let inodes = Arc::downgrade(tree.inodes());
+    std::thread::spawn(move || {
+        while let (Ok(()), Some(inodes)) = (wakeups.recv(), inodes.upgrade()) {
+            drop(inodes.reclaim());
+        }
+    });
     let overlay = OverlayFs {
         tree,
         files: Arc::new(Handles::new()),

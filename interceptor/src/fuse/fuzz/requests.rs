@@ -82,6 +82,9 @@ const MAX_HANDLES: usize = 150;
 /// The largest number of nodes that are remembered.
 const MAX_NODES: usize = 300;
 
+/// Nodes that wait to be forgotten, from which on they are forgotten more often.
+const MAX_DROPPED: usize = 50;
+
 /// A request without its number.
 #[derive(Clone)]
 pub(crate) struct FuzzRequest {
@@ -266,6 +269,8 @@ pub(crate) struct RequestGenerator {
     random: StdRng,
     names: Vec<Vec<u8>>,
     nodes: Vec<u64>,
+    /// Nodes that are not remembered any more, to be forgotten as a kernel would.
+    dropped: Vec<u64>,
     files: Vec<(u64, u64)>,
     directories: Vec<(u64, u64)>,
     /// Offsets in listings.
@@ -282,6 +287,7 @@ impl RequestGenerator {
             random: StdRng::seed_from_u64(seed),
             names,
             nodes: vec![ROOT],
+            dropped: Vec::new(),
             files: Vec::new(),
             directories: Vec::new(),
             offsets: vec![0],
@@ -447,6 +453,9 @@ impl RequestGenerator {
         if self.files.len() + self.directories.len() > MAX_HANDLES && self.chance(2) {
             return if self.files.len() > self.directories.len() { RELEASE } else { RELEASEDIR };
         }
+        if self.dropped.len() > MAX_DROPPED && self.chance(2) {
+            return FORGET;
+        }
         const USUAL: [u32; 22] = [
             LOOKUP,
             LOOKUP,
@@ -503,7 +512,10 @@ impl RequestGenerator {
         let (mut node, body) = match opcode {
             LOOKUP | UNLINK | RMDIR => (self.node(), body.name(&self.name())),
             REMOVEXATTR => (self.node(), body.name(&self.attribute_name())),
-            FORGET => (self.node(), body.u64(self.random.random_range(0..3))),
+            FORGET => match self.dropped.pop() {
+                Some(node) => (node, body.u64(1 << 40)),
+                None => (self.node(), body.u64(self.random.random_range(0..3))),
+            },
             GETATTR => (self.node(), body.u32(self.number32() & 1).u32(0).u64(self.handle(false).1)),
             STATX => (self.node(), body.u64(1).u64(self.handle(false).1).u64(self.number())),
             SETATTR => self.set_attributes(),
@@ -671,7 +683,7 @@ impl RequestGenerator {
         self.nodes.extend(node.filter(|node| *node != 0));
         if self.nodes.len() > MAX_NODES {
             let at = self.random.random_range(1..self.nodes.len());
-            self.nodes.swap_remove(at);
+            self.dropped.push(self.nodes.swap_remove(at));
         }
     }
 }
