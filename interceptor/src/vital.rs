@@ -7,9 +7,9 @@
 //! panic hook has counted and logged the panic before (`daemon::panics`).
 
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::LazyLock;
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 
 use futures::FutureExt;
 use tokio::sync::watch;
@@ -33,17 +33,12 @@ pub(crate) async fn contained_task<T>(work: impl Future<Output = T>) -> Option<T
 /// # Errors
 /// If the thread cannot be started.
 pub(crate) fn thread(name: &'static str, work: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
-    let guard = PanicGuard(name);
-    std::thread::Builder::new().name(name.into()).spawn(move || {
-        let _guard = guard;
-        work();
-    })
+    thread::Builder::new().name(name.into()).spawn(move || report(name, catch_unwind(AssertUnwindSafe(work))))
 }
 
 /// Runs the work of a vital task: a panic in it ends the daemon.
 pub(crate) async fn task<T>(name: &'static str, work: impl Future<Output = T>) -> T {
-    let _guard = PanicGuard(name);
-    work.await
+    report(name, AssertUnwindSafe(work).catch_unwind().await)
 }
 
 /// Resolves to the name of the first vital thread or task that panics.
@@ -61,15 +56,13 @@ pub(crate) async fn failed() -> &'static str {
 )]
 pub(crate) struct VitalPartFailed(pub(crate) &'static str);
 
-/// Records a panic when it is dropped by one.
-struct PanicGuard(&'static str);
-
-impl Drop for PanicGuard {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            FAILED.send_if_modified(|failed| failed.replace(failed.unwrap_or(self.0)).is_none());
-        }
-    }
+/// The outcome of the work of a vital part. If it has panicked, its name is recorded and the panic
+/// goes on. Work that is dropped because something else panics is not recorded.
+fn report<T>(name: &'static str, outcome: thread::Result<T>) -> T {
+    outcome.unwrap_or_else(|panic| {
+        FAILED.send_if_modified(|failed| failed.replace(failed.unwrap_or(name)).is_none());
+        resume_unwind(panic)
+    })
 }
 
 #[cfg(test)]
@@ -88,7 +81,16 @@ mod tests {
         let aborted = tokio::spawn(task("is ended", std::future::pending::<()>()));
         aborted.abort();
         assert!(aborted.await.unwrap_err().is_cancelled());
-        assert_eq!(failed().now_or_never(), None, "all of these were to end");
+        let dropped_by_a_panic = contained(|| {
+            let mut work = Box::pin(task("is dropped", std::future::pending::<()>()));
+            assert!(work.as_mut().now_or_never().is_none());
+            panic!("test")
+        });
+        assert_eq!(
+            (dropped_by_a_panic, failed().now_or_never()),
+            (None::<u32>, None),
+            "none of these panicked"
+        );
 
         tokio::spawn(task("panics", async { panic!("test") })).await.unwrap_err();
         assert_eq!(failed().now_or_never(), Some("panics"));
