@@ -489,6 +489,39 @@ fn times_are_kept_and_those_that_cannot_be_cost_only_their_request() {
     assert_eq!(layer.detach().unwrap().code(), Some(0));
 }
 
+/// Each request that panics costs a clone of the connection, for which there must be descriptors.
+#[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
+fn whoever_has_opened_all_that_he_may_can_still_close_it() {
+    let Some(disk) = host::disk() else { return };
+    let path = disk.path();
+    let (file, directory) = (path.join("file"), path.join("directory"));
+    fs::write(&file, "content").unwrap();
+    fs::create_dir(&directory).unwrap();
+    let layer = Layer::with_descriptors(512, &path, NO_OPTIONS).unwrap();
+    let mut held: Vec<File> = (0..512).map_while(|_| File::open(&file).ok()).collect();
+    assert!(held.len() > 100 && held.len() < 512, "{}", held.len());
+    let make_directory = || fs::create_dir(path.join("new")).map(|()| File::open(&file).unwrap());
+    for refused in
+        [File::open(&file), File::open(&directory), File::create_new(path.join("new")), make_directory()]
+    {
+        assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EMFILE));
+    }
+    assert!(!path.join("new").exists(), "what was refused was made");
+    for _ in 0..100 {
+        assert!(set_times(&file, i64::MIN, 1).is_err());
+        held.pop();
+        // The kernel does not wait until the layer has closed what a program has closed.
+        held.push(
+            eventually("room for another", Duration::from_secs(20), || File::open(&file).ok()).unwrap(),
+        );
+    }
+    assert!(layer.status_page().metric("interceptor_panics_total", &[]).unwrap() >= 100.0);
+    drop(held);
+    assert_eq!(fs::read(&file).unwrap(), b"content");
+    assert_eq!(layer.detach().unwrap().code(), Some(0));
+}
+
 #[test]
 #[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn an_aborted_connection_is_a_failure_and_leaves_no_layer() {

@@ -494,11 +494,7 @@ impl Filesystem for OverlayFs {
     }
 
     fn flush(&self, request: &Request, _: INodeNo, handle: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        let flush = || {
-            let file = self.file(handle)?;
-            self.tree.inodes().with_fd_reclaim(|| file.flush())
-        };
-        reply_empty(reply, self.track(request, flush));
+        reply_empty(reply, self.track(request, || self.file(handle)?.flush()));
     }
 
     fn release(

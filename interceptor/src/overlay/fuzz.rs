@@ -16,6 +16,7 @@ use rustix::mount::{
 
 use super::filesystem::OverlayFs;
 use super::inode_limit;
+use super::inodes::FdLimits;
 use super::lower::{CachePolicy, LowerMount};
 use super::lower_source::LowerSource;
 use super::tree::LowerTree;
@@ -75,7 +76,7 @@ fn an_overlay_survives_any_request() {
     let cache = Arc::new(Cache::new(16 << 20).unwrap());
     let kept = LowerSource::new(cache, true, metrics.clone(), run.runtime.handle().clone());
     let (over_limit, wakeups) = inode_limit::channel();
-    let tree = Arc::new(LowerTree::new(&lower, inode_limit::max_fds(1000), over_limit).unwrap());
+    let tree = Arc::new(LowerTree::new(&lower, FdLimits::of(1000), over_limit).unwrap());
     // In the place of the thread that also tells the kernel. It ends with the tree.
     let inodes = Arc::downgrade(tree.inodes());
     std::thread::spawn(move || {

@@ -18,12 +18,6 @@ use fuser::{INodeNo, Notifier};
 use super::inodes::{IDLE_TIMEOUT, InodeTable};
 use crate::vital::contained;
 
-/// How many descriptors inodes may have under this process limit. The other half is for open
-/// files, and for lookups until the kernel has dropped dentries.
-pub(super) fn max_fds(process_limit: u64) -> usize {
-    usize::try_from(process_limit / 2).unwrap_or(usize::MAX)
-}
-
 /// The channel by which the inode table wakes the thread.
 pub(super) fn channel() -> (SyncSender<()>, Receiver<()>) {
     // One pending signal is enough.

@@ -21,7 +21,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Weak};
@@ -33,6 +33,7 @@ use rustix::io::Errno;
 
 use super::attributes::{Attributes, FileHandle, proc_path};
 use super::content::ContentState;
+use crate::telemetry::log_limit::LogLimit;
 use crate::warmup::ticket::NodeInstance;
 
 /// How long the descriptor of an unused inode stays open over a local file system.
@@ -63,6 +64,30 @@ impl AsFd for InodeFd {
     }
 }
 
+/// Descriptors that no request may take. A user who holds all others must not keep the daemon from
+/// answering, among others, his `close`: a request thread takes a new clone of the connection
+/// after a panic.
+const MAX_RESERVED_FDS: usize = 256;
+
+/// How many descriptors may be open.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FdLimits {
+    /// Those of inodes. The others are for open files, and for lookups until the kernel has
+    /// dropped dentries.
+    pub(super) inodes: usize,
+    /// The number that a descriptor must not reach if a request opens it. The system gives a new
+    /// descriptor the lowest number that is free, so as many are open then.
+    pub(super) requests: usize,
+}
+
+impl FdLimits {
+    /// The limits of a process that may have `process_limit` descriptors.
+    pub(super) fn of(process_limit: u64) -> Self {
+        let all = usize::try_from(process_limit).unwrap_or(usize::MAX);
+        Self { inodes: all / 2, requests: all - MAX_RESERVED_FDS.min(all / 4) }
+    }
+}
+
 /// Counts the descriptors of all inodes, and reopens files by handle.
 pub(super) struct FdRegistry {
     /// Whether the lower mount is a file system of this host's kernel.
@@ -70,16 +95,26 @@ pub(super) struct FdRegistry {
     /// The `mount_fd` of `open_by_handle_at`; `None` where that call does not work.
     handle_mount: Option<OwnedFd>,
     count: AtomicUsize,
+    limits: FdLimits,
     /// Inodes whose descriptor is to be closed once it is idle, in the order in which they got it.
     idle_queue: Mutex<VecDeque<Weak<Inode>>>,
 }
 
 impl FdRegistry {
     /// `root` is the root of the lower mount.
-    pub(super) fn new(root: BorrowedFd<'_>, is_local: bool) -> Arc<Self> {
+    pub(super) fn new(root: BorrowedFd<'_>, is_local: bool, limits: FdLimits) -> Arc<Self> {
         let handle_mount = if is_local { open_handle_mount(root).ok() } else { None };
         let (count, idle_queue) = (AtomicUsize::new(0), Mutex::default());
-        Arc::new(Self { is_local, handle_mount, count, idle_queue })
+        Arc::new(Self { is_local, handle_mount, count, limits, idle_queue })
+    }
+
+    /// Passes on what a request has opened, unless that took one of the last descriptors.
+    ///
+    /// # Errors
+    /// `EMFILE`, as if the process had no more.
+    fn admit<T: AsFd>(&self, opened: T) -> io::Result<T> {
+        let number = opened.as_fd().as_raw_fd() as usize;
+        if number < self.limits.requests { Ok(opened) } else { Err(Errno::MFILE.into()) }
     }
 
     /// How many descriptors are open.
@@ -207,10 +242,11 @@ impl Inode {
             Some(opened) => opened?,
             None => self.reopen_by_path()?,
         };
-        Ok(self.store_fd(file))
+        Ok(self.store_fd(self.fds.admit(file)?))
     }
 
-    fn cached_fd(&self) -> Option<Arc<InodeFd>> {
+    /// The descriptor, if one is open.
+    pub(super) fn cached_fd(&self) -> Option<Arc<InodeFd>> {
         let mut slot = self.slot.lock();
         slot.last_used = Instant::now();
         slot.fd.clone()
@@ -261,7 +297,7 @@ impl Inode {
             if path.is_empty() {
                 return Ok(file);
             }
-            directory = inode.store_fd(file);
+            directory = inode.store_fd(self.fds.admit(file)?);
         }
         Err(stale())
     }
@@ -378,8 +414,7 @@ struct InodeIndex {
 pub(super) struct InodeTable {
     index: Mutex<InodeIndex>,
     fds: Arc<FdRegistry>,
-    /// The number of descriptors above which `over_limit` is signalled.
-    fd_limit: usize,
+    /// Signalled when inodes have more descriptors than they may.
     over_limit: SyncSender<()>,
     /// Held by the one thread that closes idle descriptors after `EMFILE`.
     reclaiming: Mutex<()>,
@@ -403,8 +438,8 @@ impl Drop for EvictableDentry<'_> {
 }
 
 impl InodeTable {
-    /// A table of the root alone, which is never forgotten. Signals `over_limit` when more than
-    /// `fd_limit` descriptors are open.
+    /// A table of the root alone, which is never forgotten. Signals `over_limit` when inodes have
+    /// more descriptors than `limits` allow.
     ///
     /// # Errors
     /// The lower mount's, when it does not identify its root.
@@ -412,11 +447,11 @@ impl InodeTable {
         root: OwnedFd,
         attributes: &Attributes,
         is_local: bool,
-        fd_limit: usize,
+        limits: FdLimits,
         over_limit: SyncSender<()>,
     ) -> io::Result<Self> {
         let handle = FileHandle::of(&root)?;
-        let fds = FdRegistry::new(root.as_fd(), is_local);
+        let fds = FdRegistry::new(root.as_fd(), is_local, limits);
         let inode = Inode::new((ROOT, 0), handle.clone(), attributes, Default::default(), &fds);
         inode.slot.lock().fd = Some(InodeFd::new(root, &fds));
         let index = Mutex::new(InodeIndex {
@@ -426,7 +461,7 @@ impl InodeTable {
             next_synthetic_id: FIRST_SYNTHETIC_ID,
             next_generation: 1,
         });
-        Ok(Self { index, fds, fd_limit, over_limit, reclaiming: Mutex::new(()) })
+        Ok(Self { index, fds, over_limit, reclaiming: Mutex::new(()) })
     }
 
     pub(super) fn get(&self, id: u64) -> Option<Arc<Inode>> {
@@ -473,25 +508,47 @@ impl InodeTable {
         Some(inode)
     }
 
-    /// Whether more descriptors are open than `fd_limit`.
+    /// Whether inodes have more descriptors than they may.
     pub(super) fn is_over_limit(&self) -> bool {
-        self.fds.count() > self.fd_limit
+        self.fds.count() > self.fds.limits.inodes
     }
 
-    /// Runs `open`, which takes a descriptor. On `EMFILE` or `ENFILE`, closes idle ones and runs
-    /// it again.
-    pub(super) fn with_fd_reclaim<T>(&self, open: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    /// Runs `open` for a request. If there is no descriptor left for requests, closes idle ones and
+    /// runs it again.
+    ///
+    /// # Errors
+    /// `EMFILE` or `ENFILE` if that did not help, and those of `open`.
+    pub(super) fn with_fd_reclaim<T: AsFd>(&self, open: impl Fn() -> io::Result<T>) -> io::Result<T> {
+        let open = || open().and_then(|opened| self.fds.admit(opened));
         match open() {
             Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
                 let _ = self.over_limit.try_send(());
                 // One thread at a time, and a bounded number: each pass scans the table.
-                if let Some(_reclaiming) = self.reclaiming.try_lock() {
-                    self.close_idle(MAX_FDS_PER_RECLAIM);
+                match self.reclaiming.try_lock() {
+                    Some(_reclaiming) => drop(self.close_idle(MAX_FDS_PER_RECLAIM)),
+                    None => drop(self.reclaiming.lock()),
                 }
-                open()
+                open().inspect_err(|error| self.log_exhaustion(error))
             }
             opened => opened,
         }
+    }
+
+    fn log_exhaustion(&self, error: &io::Error) {
+        static LIMIT: LogLimit = LogLimit::new();
+        if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+            && let Some(left_out) = LIMIT.admit("")
+        {
+            let (limit, left_out) = (self.fds.limits.requests, left_out.field());
+            let remedy = "raise LimitNOFILE= of the unit, or `ulimit -n`";
+            tracing::warn!(%error, limit, remedy, left_out, "open files take all descriptors");
+        }
+    }
+
+    /// Fails if requests may open no more, for what must not be done unless its result can be
+    /// opened. `opened` is any descriptor.
+    pub(super) fn ensure_fd_left(&self, opened: &InodeFd) -> io::Result<()> {
+        self.with_fd_reclaim(|| opened.as_fd().try_clone_to_owned()).map(drop)
     }
 
     /// Closes the least recently used idle descriptors, a quarter of all. Returns the dentries of
@@ -614,7 +671,8 @@ impl InodeIndex {
 impl InodeTable {
     /// A table over a FUSE mount, without a limit.
     pub(super) fn of_one(root: OwnedFd, attributes: &Attributes) -> Self {
-        Self::new(root, attributes, false, usize::MAX, std::sync::mpsc::sync_channel(1).0).unwrap()
+        Self::new(root, attributes, false, FdLimits::of(u64::MAX), std::sync::mpsc::sync_channel(1).0)
+            .unwrap()
     }
 }
 

@@ -66,7 +66,7 @@ pub use error::AttachError;
 
 use self::filer_source::FilerSource;
 use self::filesystem::OverlayFs;
-use self::inodes::Inode;
+use self::inodes::{FdLimits, Inode};
 use self::lower::{CachePolicy, LowerMount};
 use self::lower_source::LowerSource;
 use self::tree::LowerTree;
@@ -376,7 +376,7 @@ fn start_session(
     umask(Mode::empty());
     let unusable = |source| AttachError::Unusable { path: lower.path.clone(), source };
     let (over_limit, wakeups) = inode_limit::channel();
-    let tree = LowerTree::new(lower, inode_limit::max_fds(descriptors), over_limit).map_err(unusable)?;
+    let tree = LowerTree::new(lower, FdLimits::of(descriptors), over_limit).map_err(unusable)?;
     let tree = Arc::new(tree);
     let params = MountParams {
         source: &lower.source,

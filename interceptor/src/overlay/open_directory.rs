@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -42,12 +42,14 @@ pub(super) enum AddOutcome {
 /// An open directory.
 pub(super) struct OpenDirectory {
     pub(super) inode: Arc<Inode>,
+    directory: OwnedFd,
+    /// Locked while `directory` is read, because that has an offset, too.
     cursor: Mutex<DirectoryCursor>,
 }
 
+#[derive(Default)]
 struct DirectoryCursor {
-    directory: OwnedFd,
-    /// The offset of the first entry in `buffered`, or that of `directory` if there is none.
+    /// The offset of the first entry in `buffered`, or that of the directory if there is none.
     offset: u64,
     /// Entries taken from the lower mount and not yet returned.
     buffered: VecDeque<DirectoryEntry>,
@@ -71,12 +73,17 @@ impl DirectoryEntry {
     }
 }
 
+impl AsFd for OpenDirectory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+}
+
 impl OpenDirectory {
     pub(super) fn open(inode: Arc<Inode>) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = rustix::fs::open(proc_path(inode.fd()?.as_fd()), flags, Mode::empty())?;
-        let cursor = DirectoryCursor { directory, offset: 0, buffered: VecDeque::new() };
-        Ok(Self { inode, cursor: Mutex::new(cursor) })
+        Ok(Self { inode, directory, cursor: Mutex::default() })
     }
 
     /// Offers `take` the entries from offset `from` on, until it reports [`AddOutcome::Full`].
@@ -93,11 +100,11 @@ impl OpenDirectory {
         let mut added = false;
         // A rewind is to show new entries.
         if from == 0 || from != cursor.offset {
-            cursor.seek(from)?;
+            cursor.seek(&self.directory, from)?;
         }
         loop {
             if cursor.buffered.is_empty() {
-                match cursor.fetch() {
+                match cursor.fetch(&self.directory) {
                     Ok(true) => {}
                     Ok(false) => return Ok(()),
                     Err(_) if added => return Ok(()),
@@ -118,25 +125,25 @@ impl OpenDirectory {
     }
 
     pub(super) fn sync(&self, only_data: bool) -> io::Result<()> {
-        let directory = &self.cursor.lock().directory;
+        let directory = &self.directory;
         Ok(if only_data { rustix::fs::fdatasync(directory) } else { rustix::fs::fsync(directory) }?)
     }
 }
 
 impl DirectoryCursor {
-    fn seek(&mut self, offset: u64) -> io::Result<()> {
+    fn seek(&mut self, directory: &OwnedFd, offset: u64) -> io::Result<()> {
         self.buffered.clear();
         // Some offsets are beyond what `lseek` documents as valid; the kernel passes them on
         // unchanged.
-        rustix::fs::seek(&self.directory, SeekFrom::Start(offset))?;
+        rustix::fs::seek(directory, SeekFrom::Start(offset))?;
         self.offset = offset;
         Ok(())
     }
 
-    /// Fills `buffered` from the lower mount; `false` at the end.
-    fn fetch(&mut self) -> io::Result<bool> {
+    /// Fills `buffered` from `directory`; `false` at the end.
+    fn fetch(&mut self, directory: &OwnedFd) -> io::Result<bool> {
         let mut buffer = [const { MaybeUninit::uninit() }; GETDENTS_BUFFER_SIZE];
-        let mut entries = RawDir::new(&self.directory, &mut buffer);
+        let mut entries = RawDir::new(directory, &mut buffer);
         while let Some(entry) = entries.next() {
             let entry = entry?;
             self.buffered.push_back(DirectoryEntry {

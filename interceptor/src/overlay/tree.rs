@@ -15,11 +15,12 @@ use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid,
     XattrFlags, openat,
 };
+use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
 
 use super::attributes::{self, Attributes, FileHandle, proc_path};
 use super::credentials::{Caller, ScopedCredentials, own_umask};
-use super::inodes::{Inode, InodeFd, InodeTable};
+use super::inodes::{FdLimits, Inode, InodeFd, InodeTable};
 use super::lower::LowerMount;
 use super::open_directory::{DirectoryEntry, OpenDirectory};
 use super::open_file::{LargeWrites, OpenFile, lower_flags};
@@ -68,12 +69,12 @@ pub(super) struct AttributeChange {
 pub(super) type FoundInode = (Arc<Inode>, Attributes);
 
 impl LowerTree {
-    /// The tree of `lower`. Signals `over_limit` when inodes have more than `fd_limit`
-    /// descriptors.
-    pub(super) fn new(lower: &LowerMount, fd_limit: usize, over_limit: SyncSender<()>) -> io::Result<Self> {
+    /// The tree of `lower`. Signals `over_limit` when inodes have more descriptors than `limits`
+    /// allow.
+    pub(super) fn new(lower: &LowerMount, limits: FdLimits, over_limit: SyncSender<()>) -> io::Result<Self> {
         let attributes = Attributes::of(&lower.root)?;
         let root: OwnedFd = lower.root.try_clone()?;
-        let inodes = Arc::new(InodeTable::new(root, &attributes, lower.is_local, fd_limit, over_limit)?);
+        let inodes = Arc::new(InodeTable::new(root, &attributes, lower.is_local, limits, over_limit)?);
         let large_writes = if lower.is_weed_mount() { LargeWrites::Direct } else { LargeWrites::Paged };
         Ok(Self {
             inodes,
@@ -112,7 +113,8 @@ impl LowerTree {
     }
 
     fn fd(&self, inode: &Arc<Inode>) -> io::Result<Arc<InodeFd>> {
-        self.inodes.with_fd_reclaim(|| inode.fd())
+        // One that is open is used whatever its number is: `create` may have taken a late one.
+        inode.cached_fd().map_or_else(|| self.inodes.with_fd_reclaim(|| inode.fd()), Ok)
     }
 
     /// The inode with this number; `ESTALE` if the kernel has forgotten it.
@@ -242,7 +244,9 @@ impl LowerTree {
         let directory = self.inode(new.parent)?;
         {
             let _credentials = new.caller.impersonate();
-            make(&*self.fd(&directory)?, self.mode(modes))?;
+            let parent = self.fd(&directory)?;
+            self.inodes.ensure_fd_left(&parent)?;
+            make(&parent, self.mode(modes))?;
         }
         let _credentials = self.impersonate_if_lower_checks(new.caller);
         self.find(&directory, new.name)
@@ -295,19 +299,16 @@ impl LowerTree {
             let _credentials = new.caller.impersonate();
             let flags = lower_flags(flags) | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
             let (parent, mode) = (self.fd(&directory)?, self.mode(modes));
-            self.inodes.with_fd_reclaim(|| Ok(openat(&*parent, new.name, flags, mode)?))
+            self.inodes.ensure_fd_left(&parent)?;
+            openat(&*parent, new.name, flags, mode)
         };
         let file = match created {
-            Err(error) if error.raw_os_error() == Some(libc::EEXIST) && flags & libc::O_EXCL == 0 => {
-                return Err(io::Error::from_raw_os_error(libc::ESTALE));
-            }
+            Err(Errno::EXIST) if flags & libc::O_EXCL == 0 => return Err(Errno::STALE.into()),
             created => created?,
         };
         let _credentials = self.impersonate_if_lower_checks(new.caller);
         let path = proc_path(file.as_fd());
-        let held = self.inodes.with_fd_reclaim(|| {
-            Ok(rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
-        })?;
+        let held = rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
         let attributes = Attributes::of(&held)?;
         let inode = self.inodes.insert((&directory, new.name), held, &attributes)?;
         Ok((OpenFile::created(inode, file, flags, self.large_writes), attributes))
@@ -318,6 +319,7 @@ impl LowerTree {
         let (inode, directory) = (self.inode(id)?, self.inode(new.parent)?);
         let _credentials = self.impersonate_if_lower_checks(new.caller);
         let (file, parent) = (self.fd(&inode)?, self.fd(&directory)?);
+        self.inodes.ensure_fd_left(&parent)?;
         rustix::fs::linkat(&*file, "", &*parent, new.name, AtFlags::EMPTY_PATH)?;
         self.find(&directory, new.name)
     }

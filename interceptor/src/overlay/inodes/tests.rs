@@ -16,7 +16,7 @@ fn open(path: &std::path::Path) -> (OwnedFd, Attributes) {
 fn inodes_of(dir: &std::path::Path, is_local: bool, name: &str) -> (InodeTable, Arc<Inode>) {
     let (root, attributes) = open(dir);
     let signal = sync_channel(1).0;
-    let inodes = InodeTable::new(root, &attributes, is_local, usize::MAX, signal).unwrap();
+    let inodes = InodeTable::new(root, &attributes, is_local, FdLimits::of(u64::MAX), signal).unwrap();
     let inode = find(&inodes, &inodes.get(ROOT).unwrap(), dir, name);
     (inodes, inode)
 }
@@ -162,7 +162,9 @@ fn above_the_limit_the_least_recently_used_idle_inodes_are_reclaimed() {
     let dir = tempfile::tempdir().unwrap();
     let (root, attributes) = open(dir.path());
     let (over_limit, signal) = sync_channel(1);
-    let inodes = InodeTable::new(root, &attributes, false, 10, over_limit).unwrap();
+    let inodes =
+        InodeTable::new(root, &attributes, false, FdLimits { inodes: 10, requests: usize::MAX }, over_limit)
+            .unwrap();
     let (root, mut held) = (inodes.get(ROOT).unwrap(), Vec::new());
     for number in 0..20 {
         let name = format!("{number:02}");
@@ -219,4 +221,25 @@ fn a_directory_without_a_descriptor_may_have_lost_its_handle() {
     let new = find(&inodes, &inodes.get(ROOT).unwrap(), dir.path(), "new");
     assert_ne!(new.id, old);
     assert_eq!(new.dev_ino, open_at(dir.path(), "new"));
+}
+
+#[test]
+fn requests_leave_the_last_descriptors_to_the_daemon() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("file"), "").unwrap();
+    let (root, attributes) = open(dir.path());
+    // None is left for requests.
+    let limits = FdLimits { inodes: usize::MAX, requests: 0 };
+    let inodes = InodeTable::new(root, &attributes, false, limits, sync_channel(1).0).unwrap();
+    let opened = inodes.with_fd_reclaim(|| File::open(dir.path().join("file")));
+    assert_eq!(opened.unwrap_err().raw_os_error(), Some(libc::EMFILE));
+    let file = find(&inodes, &inodes.get(ROOT).unwrap(), dir.path(), "file");
+    inodes.close_idle(usize::MAX);
+    file.slot.lock().fd = None;
+    assert_eq!(file.fd().err().and_then(|error| error.raw_os_error()), Some(libc::EMFILE));
+    assert!(!file.has_fd(), "it would keep the descriptor");
+    for (process, inodes, requests) in [(64, 32, 48), (1024, 512, 768), (20_000, 10_000, 19_744)] {
+        let limits = FdLimits::of(process);
+        assert_eq!((limits.inodes, limits.requests), (inodes, requests));
+    }
 }
