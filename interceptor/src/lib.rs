@@ -29,6 +29,7 @@ pub mod priority;
 pub mod read;
 pub mod seaweed;
 pub mod telemetry;
+pub mod timeline;
 mod vital;
 pub mod warmup;
 pub mod write_target;

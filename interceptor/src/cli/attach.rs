@@ -214,6 +214,7 @@ async fn attach(
         options: in_effect,
     };
     let status = Status::new(identity, metrics.clone());
+    options.log.begin_reports(&status)?;
     tokio::spawn(vital::task("windows of the hit ratio", mount::keep_windows(metrics.clone())));
     if options.keep_awake {
         host::go_without(&host::waking_up(), &status);

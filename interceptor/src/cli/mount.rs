@@ -244,6 +244,7 @@ async fn serve(mut plan: MountPlan, supervisor: Arc<SupervisorLink>) -> anyhow::
     let (takes_over, status_before) = (supervisor.has_kept(), supervisor.status_before());
     let metrics = Metrics::new();
     let status = Status::new(plan.identity.clone(), metrics.clone());
+    plan.options.log.begin_reports(&status)?;
     tokio::spawn(vital::task("windows of the hit ratio", keep_windows(metrics.clone())));
     // Of these two the mount itself will tell.
     let mut left_out = vec![host::PASSTHROUGH, host::EBPF];

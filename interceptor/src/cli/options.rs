@@ -7,8 +7,10 @@ use std::ffi::OsString;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::builder::RangedI64ValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, ValueEnum, ValueHint, value_parser};
 use daemon::address::StatusAddress;
@@ -21,6 +23,9 @@ use crate::fetch::{ENGINE_PORT, EngineConfig};
 use crate::seaweed::address::{ParseAddressError, ServerAddress};
 use crate::seaweed::permissions::{IdMap, PermissionBits};
 use crate::seaweed::security::Security;
+use crate::telemetry::Status;
+use crate::telemetry::otlp::{OtlpAddress, OtlpExporter};
+use crate::vital::contained_task;
 
 /// Below this a few readers would evict each other's chunks before they are read.
 const MIN_CACHE_SIZE: ByteSize = ByteSize(16 << 20);
@@ -31,6 +36,9 @@ const MIN_DISK_CACHE_SIZE: ByteSize = ByteSize(64 << 20);
 /// For how long reads may be tried again: with less, one packet that is sent again would fail a
 /// read; with more, programs would hang for as long as an operator looks for the cause.
 const RETRY_TIMES: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
+
+/// From when on a read may count as slow: less than a millisecond would be a log of all fetches.
+const SLOW_READ_TIMES: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(3600);
 
 /// How often a command that watches may look.
 pub(super) const POLL_INTERVAL_RANGE: RangeInclusive<Duration> =
@@ -51,6 +59,28 @@ pub(super) struct LogOptions {
     /// Lines for people, or JSON for collectors; on standard error
     #[arg(long, value_name = "FORMAT", default_value = "human")]
     pub(super) log_format: LogFormat,
+
+    /// Log reads that take longer than this, with what they waited for; the status API has the
+    /// last ones
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = |text: &str| duration::within(text, SLOW_READ_TIMES))]
+    pub(super) slow_read: Duration,
+
+    /// Send metrics and slow reads to this OpenTelemetry collector, too, every 15 seconds (OTLP
+    /// over gRPC)
+    #[arg(long, value_name = "http://HOST:PORT", value_parser = OtlpAddress::from_str)]
+    pub(super) otlp: Option<OtlpAddress>,
+}
+
+impl LogOptions {
+    /// Has slow reads noted, and what `status` knows sent to the collector, if there is one.
+    pub(super) fn begin_reports(&self, status: &Arc<Status>) -> anyhow::Result<()> {
+        status.metrics().slow_reads().set_threshold(self.slow_read);
+        if let Some(address) = &self.otlp {
+            let exporter = OtlpExporter::new(address.clone(), status.clone()).context("--otlp")?;
+            tokio::spawn(contained_task(exporter.run()));
+        }
+        Ok(())
+    }
 }
 
 /// Where options come from that are not typed.

@@ -9,9 +9,11 @@ use daemon::output;
 use daemon::size::ByteSize;
 
 use super::http::StatusClient;
+use super::untrusted::plain;
 use crate::telemetry::MissRatioCurve;
 use crate::telemetry::health::{EngineState, ErrorRecord, FilerHealth};
 use crate::telemetry::report::{self, FlowReport, StatusReport};
+use crate::telemetry::slow_reads::{SlowRead, StepList, WaitingReads};
 
 /// Prints what a running mount says of itself.
 #[derive(Debug, Clone, Args)]
@@ -46,6 +48,9 @@ pub(super) fn run(options: &StatusOptions) -> anyhow::Result<()> {
     Ok(output::print(Text { report: &report, readiness })?)
 }
 
+/// How many slow reads are printed.
+const MAX_SLOW_READS: usize = 5;
+
 /// Said of a disk cache that this daemon only reads.
 const WRITTEN_BY_ANOTHER: &str = "another daemon writes";
 
@@ -62,6 +67,10 @@ impl fmt::Display for Text<'_> {
         let report = self.report;
         let mut line = |name: &str, text: &dyn fmt::Display| writeln!(f, "{name:<18} {text}");
         let filer = report.current_filer.as_deref().unwrap_or("none");
+        line("verdict", &plain(&report.verdict.text))?;
+        for finding in &report.verdict.findings {
+            line("", &format_args!("{}. {}", plain(&finding.text), finding.advice))?;
+        }
         line("mount point", &report.mount_point)?;
         if report.filers.is_empty() {
             line("filer", &"none was named: the mount below answers")?;
@@ -184,6 +193,18 @@ impl fmt::Display for Text<'_> {
         for filer in report.health.filers.iter().filter(in_trouble) {
             let silent = if filer.is_silent { " SILENT" } else { "" };
             line("filer", &format_args!("{}{silent}{}", filer.address, last(&filer.last_error)))?;
+        }
+        let WaitingReads { count, oldest_seconds, oldest_path } = &report.waiting_reads;
+        if let Some(path) = oldest_path {
+            let path = plain(path);
+            line("reads waiting", &format_args!("{count}, the oldest for {oldest_seconds:.1} s, of {path}"))?;
+        }
+        for read in report.slow_reads.iter().take(MAX_SLOW_READS) {
+            let SlowRead { path, offset, len, seconds, caller, caller_name, .. } = read;
+            let answer = read.error.as_ref().map_or(String::new(), |error| format!(", failed: {error}"));
+            let what = format!("{len} bytes at {offset} of {path} by {caller_name} ({caller}){answer}");
+            line("slow read", &format_args!("{seconds:.3} s, {}", plain(&what)))?;
+            line("", &plain(&StepList(&read.steps).to_string()))?;
         }
         for lost in &report.lost {
             line("goes without", &format_args!("{}: {} ({})", lost.ability, lost.reason, lost.remedy))?;

@@ -52,6 +52,7 @@ use crate::seaweed::security::Security;
 use crate::seaweed::volume::{ErrorClass, VolumeClient, VolumeError};
 use crate::telemetry::health::VolumeServerHealth;
 use crate::telemetry::{Metrics, Source};
+use crate::timeline::{StepKind, Timeline};
 use crate::write_target::WriteTarget;
 use attempts::{Attempts, MIN_REQUEST_TIMEOUT, NextStep, PassOutcome};
 pub use config::{FetcherConfig, VolumeServerRoute};
@@ -110,13 +111,15 @@ impl Fetcher {
 
     /// Fetches the logical bytes `[offset, offset + dst.length())` of `chunk` into `dst`. They
     /// must lie within the chunk. What `dst` has after an error is undefined. As long as
-    /// `priority` is speculative, this may wait in a server's queue for any time.
+    /// `priority` is speculative, this may wait in a server's queue for any time. What is done
+    /// goes to `timeline`.
     pub async fn read_chunk(
         &self,
         chunk: &Chunk,
         offset: u64,
         dst: &mut dyn WriteTarget,
         priority: &Priority,
+        timeline: &Timeline,
     ) -> Result<Fetched, FetchError> {
         let length = dst.length() as u64;
         if offset.checked_add(length).is_none_or(|end| end > chunk.size) {
@@ -131,7 +134,7 @@ impl Fetcher {
             } else {
                 ReadRequest::Range { offset, dst }
             };
-            source = self.fetch(chunk, &mut request, priority).await?;
+            source = self.fetch(chunk, &mut request, priority, timeline).await?;
         }
         Ok(self.fetched(source, length, start))
     }
@@ -140,10 +143,11 @@ impl Fetcher {
     /// for a manifest, that is the size of the chunks that it lists. Needles of more than 16 MiB
     /// are refused. `arrival` is that of the request that waits.
     pub async fn read_needle(&self, chunk: &Chunk, arrival: Arrival) -> Result<Bytes, FetchError> {
+        let timeline = Timeline::default();
         let start = Instant::now();
         let mut bytes = Vec::new();
         let mut request = ReadRequest::Needle { limit: MAX_NEEDLE_SIZE, bytes: &mut bytes };
-        let source = self.fetch(chunk, &mut request, &Priority::demand(arrival)).await?;
+        let source = self.fetch(chunk, &mut request, &Priority::demand(arrival), &timeline).await?;
         self.fetched(source, bytes.len() as u64, start);
         Ok(bytes.into())
     }
@@ -166,14 +170,20 @@ impl Fetcher {
         chunk: &Chunk,
         request: &mut ReadRequest<'_>,
         priority: &Priority,
+        timeline: &Timeline,
     ) -> Result<Source, FetchError> {
         let mut attempts = Attempts::new(self.retry_time);
         let mut stale = None;
         let mut reason = String::new();
         loop {
             attempts.set_unresponsive_since(self.replicas.lookup_down_since());
-            let located =
-                self.replicas.locate(stale.as_ref(), &self.context(chunk, priority, &attempts)).await;
+            let looking = timeline.begin(StepKind::Lookup);
+            let cx = self.context(chunk, priority, &attempts, timeline);
+            let located = self.replicas.locate(stale.as_ref(), &cx).await;
+            match &located {
+                Ok(_) => looking.end(),
+                Err(error) => looking.fail(error),
+            }
             let is_located = located.is_ok();
             let found = located.unwrap_or_else(|error| {
                 self.metrics.fetch_error(Source::Http, "lookup");
@@ -188,7 +198,7 @@ impl Fetcher {
             if !found.replicas.is_empty() {
                 attempts.set_unresponsive_since(found.unresponsive_since());
             }
-            let cx = self.context(chunk, priority, &attempts);
+            let cx = self.context(chunk, priority, &attempts, timeline);
             let answers = match self.ask_all(&found, &cx, request, &mut reason).await {
                 Ok(source) => return Ok(source),
                 Err(answers) => answers,
@@ -197,7 +207,9 @@ impl Fetcher {
             match attempts.pass_failed(outcome, found.is_fresh, priority.demanded_at(), Instant::now()) {
                 NextStep::Retry(backoff) => {
                     stale = found.locations;
+                    let waiting = timeline.begin(StepKind::Backoff);
                     tokio::time::sleep(backoff).await;
+                    waiting.end();
                 }
                 NextStep::GiveUp => {
                     if outcome == PassOutcome::Unanswered && priority.demanded_at().is_some() {
@@ -214,9 +226,18 @@ impl Fetcher {
         chunk: &'a Chunk,
         priority: &'a Priority,
         attempts: &'a Attempts,
+        timeline: &'a Timeline,
     ) -> FetchContext<'a> {
         let Self { volumes, metrics, request_timeout, .. } = self;
-        FetchContext { chunk, priority, attempts, volumes, metrics, request_timeout: *request_timeout }
+        FetchContext {
+            chunk,
+            priority,
+            attempts,
+            timeline,
+            volumes,
+            metrics,
+            request_timeout: *request_timeout,
+        }
     }
 
     /// One pass: asks the replicas in turn until one delivers. Otherwise returns how each has

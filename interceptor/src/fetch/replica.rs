@@ -21,6 +21,7 @@ use crate::seaweed::entry::Chunk;
 use crate::seaweed::http1::{Deadlines, HttpError};
 use crate::seaweed::volume::{ErrorClass, NeedleEndpoint, ResponseProgress, VolumeClient, VolumeError};
 use crate::telemetry::{Metrics, Source};
+use crate::timeline::{StepKind, Timeline};
 
 /// How often a busy server is asked again before the next replica is, and the first back-off.
 const MAX_BUSY_RETRIES: u32 = 3;
@@ -34,6 +35,7 @@ pub(super) struct FetchContext<'a> {
     pub(super) chunk: &'a Chunk,
     pub(super) priority: &'a Priority,
     pub(super) attempts: &'a Attempts,
+    pub(super) timeline: &'a Timeline,
     pub(super) volumes: &'a VolumeClient,
     pub(super) metrics: &'a Metrics,
     /// How long a request may take while its response comes in.
@@ -77,7 +79,9 @@ impl Replica {
             match self.read_once(cx, request, progress).await {
                 Err(error) if error.class() == ErrorClass::Busy => {
                     cx.metrics.fetch_error(Source::Http, error.reason());
+                    let waiting = cx.timeline.begin_at(StepKind::Backoff, self.endpoint.authority());
                     tokio::time::sleep(backoff).await;
+                    waiting.end();
                     backoff = next_backoff(backoff);
                 }
                 outcome => return outcome,
@@ -93,7 +97,18 @@ impl Replica {
         request: &mut ReadRequest<'_>,
         progress: &RequestProgress,
     ) -> Result<Source, VolumeError> {
-        let (permit, deadlines) = self.acquire_permit(cx, request.bytes(cx.chunk)).await?;
+        let queued = cx.timeline.begin_at(StepKind::Queue, self.endpoint.authority());
+        let acquired = self.acquire_permit(cx, request.bytes(cx.chunk)).await;
+        let (permit, deadlines) = match acquired {
+            Ok(acquired) => {
+                queued.end();
+                acquired
+            }
+            Err(error) => {
+                queued.fail(&error);
+                return Err(error);
+            }
+        };
         permit.run(cx.priority, self.send(cx, request, progress, deadlines)).await
     }
 
@@ -183,7 +198,10 @@ impl Replica {
         let engine = self.server.engine().filter(|_| Engine::can_read(request))?;
         let source = engine.source_if_connected().await?;
         let token = cx.volumes.read_token(fid);
-        match engine.read(cx.chunk, request, token.as_deref(), deadline).await {
+        let asking = cx.timeline.begin_at(StepKind::Request, engine.address());
+        let outcome = engine.read(cx.chunk, request, token.as_deref(), deadline).await;
+        asking.end_request(outcome.as_ref().map_or(source, |used| *used).label(), None, &outcome);
+        match outcome {
             Ok(source) => {
                 progress.response.record();
                 Some(source)
@@ -209,18 +227,21 @@ impl Replica {
         deadlines: Deadlines,
     ) -> Result<Source, VolumeError> {
         let (chunk, endpoint, begun) = (cx.chunk, &self.endpoint, &progress.response);
-        match request {
+        let asking = cx.timeline.begin_at(StepKind::Request, endpoint.authority());
+        let outcome = match request {
             ReadRequest::Range { offset, dst } => {
-                cx.volumes.read_range(endpoint, chunk.fid, *offset, dst.bytes(), deadlines, begun).await?;
+                cx.volumes.read_range(endpoint, chunk.fid, *offset, dst.bytes(), deadlines, begun).await
             }
             ReadRequest::Whole { offset, dst } => {
-                cx.volumes.read_whole(endpoint, chunk, *offset, dst.bytes(), deadlines, begun).await?;
+                cx.volumes.read_whole(endpoint, chunk, *offset, dst.bytes(), deadlines, begun).await
             }
             ReadRequest::Needle { limit, bytes } => {
-                **bytes = cx.volumes.read_needle(endpoint, chunk, *limit, deadlines, begun).await?;
+                let read = cx.volumes.read_needle(endpoint, chunk, *limit, deadlines, begun).await;
+                read.map(|read| **bytes = read)
             }
-        }
-        Ok(Source::Http)
+        };
+        asking.end_request(Source::Http.label(), begun.first_byte_at(), &outcome);
+        outcome.map(|()| Source::Http)
     }
 
     /// Marks the server, which has left a reader waiting since `since`, as unresponsive, and

@@ -86,7 +86,7 @@ fn demand() -> Priority {
 
 async fn read(fetcher: &Fetcher) -> Result<Vec<u8>, FetchError> {
     let mut dst = vec![0; DATA.len()];
-    fetcher.read_chunk(&chunk(), 0, &mut dst, &demand()).await?;
+    fetcher.read_chunk(&chunk(), 0, &mut dst, &demand(), &Timeline::default()).await?;
     Ok(dst)
 }
 
@@ -215,11 +215,11 @@ async fn part_of_a_chunk_is_asked_for_as_a_range_unless_it_must_be_whole() {
     });
     let (fetcher, _) = fetcher(&[&[&server]]);
     let mut dst = vec![0; 5];
-    fetcher.read_chunk(&chunk(), 4, &mut dst, &demand()).await.unwrap();
+    fetcher.read_chunk(&chunk(), 4, &mut dst, &demand(), &Timeline::default()).await.unwrap();
     assert_eq!(dst, DATA[4..9]);
     let compressed = Chunk { is_compressed: true, ..chunk() };
     assert!(must_fetch_whole(&compressed) && !must_fetch_whole(&chunk()));
-    fetcher.read_chunk(&compressed, 4, &mut dst, &demand()).await.unwrap();
+    fetcher.read_chunk(&compressed, 4, &mut dst, &demand(), &Timeline::default()).await.unwrap();
     assert_eq!(dst, DATA[4..9]);
     assert!(!server.requests()[1].contains("Range"));
     assert_eq!(fetcher.read_needle(&chunk(), Arrival::now()).await.unwrap(), DATA);
@@ -230,10 +230,14 @@ async fn a_range_beyond_the_chunk_is_refused() {
     let server = ScriptedServer::always(good());
     let (fetcher, _) = fetcher(&[&[&server]]);
     for (offset, length) in [(0, DATA.len() + 1), (DATA.len() as u64, 1), (u64::MAX, 2)] {
-        let outcome = fetcher.read_chunk(&chunk(), offset, &mut vec![0; length], &demand()).await;
+        let outcome =
+            fetcher.read_chunk(&chunk(), offset, &mut vec![0; length], &demand(), &Timeline::default()).await;
         assert!(matches!(outcome, Err(FetchError::BeyondChunk { .. })));
     }
-    fetcher.read_chunk(&chunk(), DATA.len() as u64, &mut Vec::new(), &demand()).await.unwrap();
+    fetcher
+        .read_chunk(&chunk(), DATA.len() as u64, &mut Vec::new(), &demand(), &Timeline::default())
+        .await
+        .unwrap();
     assert!(server.requests().is_empty());
 }
 
@@ -311,7 +315,7 @@ async fn bytes_of_the_loser_never_reach_the_destination() {
     let good = ScriptedServer::always(good());
     let fetcher = near_and_far(&late, &good);
     let mut dst = vec![0; DATA.len()];
-    fetcher.read_chunk(&chunk(), 0, &mut dst, &demand()).await.unwrap();
+    fetcher.read_chunk(&chunk(), 0, &mut dst, &demand(), &Timeline::default()).await.unwrap();
     assert_eq!(dst, DATA);
     // The loser's connection is closed before the memory is passed on.
     late.await_clients_gone();
@@ -364,7 +368,7 @@ async fn one_replica_and_speculation_are_never_hedged() {
     let fetcher = near_and_far(&only, &other);
     let mut dst = vec![0; DATA.len()];
     let speculative = Priority::new(Urgency::Speculative);
-    fetcher.read_chunk(&chunk(), 0, &mut dst, &speculative).await.unwrap();
+    fetcher.read_chunk(&chunk(), 0, &mut dst, &speculative, &Timeline::default()).await.unwrap();
     assert_eq!((dst.as_slice(), hedges(&fetcher)), (DATA, (0, 0)));
     assert!(other.requests().is_empty());
 }
@@ -399,7 +403,7 @@ async fn joined_speculation_goes_before_other_speculation() {
     let fetcher = Fetcher::new(Arc::new(lists), Arc::default(), Metrics::new(), config);
     let speculate = async |priority: &Priority| {
         let mut dst = vec![0; DATA.len()];
-        fetcher.read_chunk(&chunk(), 0, &mut dst, priority).await.map(|_| dst)
+        fetcher.read_chunk(&chunk(), 0, &mut dst, priority, &Timeline::default()).await.map(|_| dst)
     };
     let [held, second, joined] = [(); 3].map(|()| Priority::new(Urgency::Speculative));
     let mut held = std::pin::pin!(speculate(&held));
@@ -424,7 +428,7 @@ async fn joined_speculation_goes_before_other_speculation() {
 fn a_fetch_can_be_sent() {
     fn sendable<T: Send>(_: T) {}
     let (fetcher, _) = fetcher(&[]);
-    sendable(fetcher.read_chunk(&chunk(), 0, &mut Vec::new(), &demand()));
+    sendable(fetcher.read_chunk(&chunk(), 0, &mut Vec::new(), &demand(), &Timeline::default()));
     sendable(fetcher.read_needle(&chunk(), Arrival::now()));
 }
 
@@ -522,7 +526,7 @@ async fn memory_for_a_needle_is_bounded_whatever_its_engine_claims() {
         let fetcher = Fetcher::new(Arc::new(lists), Arc::default(), Metrics::new(), config);
         let chunk = Chunk { is_compressed: true, ..chunk() };
         let mut dst = vec![0; DATA.len()];
-        fetcher.read_chunk(&chunk, 0, &mut dst, &demand()).await.unwrap();
+        fetcher.read_chunk(&chunk, 0, &mut dst, &demand(), &Timeline::default()).await.unwrap();
         assert_eq!(dst, DATA);
         let most = most.load(SeqCst);
         assert!((1..=DATA.len() as u32 + 4096).contains(&most), "{most} bytes were asked for");

@@ -376,7 +376,7 @@ impl Filesystem for SeaweedFilesystem {
         let begins_small_file = offset == 0 && version.size() <= MAX_SMALL_FILE_SIZE;
         // Readahead starts tasks.
         let _runtime = self.context.runtime.enter();
-        let answer = self.context.reader.read(&version, offset, len);
+        let answer = self.context.reader.read(&version, offset, len, request.pid());
         let (size, hit) = (version.size(), matches!(answer, read::ReadReply::Ready(_)));
         match answer {
             read::ReadReply::Ready(data) => {

@@ -34,6 +34,7 @@ use crate::seaweed::entry::{Attributes, Chunk, Content, Entry, FileKind, RemoteO
 use crate::seaweed::filer::FoundEntry;
 use crate::seaweed::subscribe::{EntryChange, EntryRef};
 use crate::telemetry::{Metrics, Source};
+use crate::timeline::Timeline;
 use crate::write_target::WriteTarget;
 
 /// The size of files that have chunks, and of a chunk, in bytes.
@@ -213,6 +214,7 @@ impl Origin for MemoryOrigin {
         offset: u64,
         dst: &'a mut dyn WriteTarget,
         _: &'a Priority,
+        _: &'a Timeline,
     ) -> BoxFuture<'a, Result<Source, OriginError>> {
         async move {
             tokio::task::yield_now().await;

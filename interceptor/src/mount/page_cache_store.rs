@@ -164,6 +164,7 @@ mod tests {
     use crate::seaweed::entry::{Attributes, Content, Entry, FileKind};
     use crate::seaweed::filer::FoundEntry;
     use crate::telemetry::{Metrics, Source};
+    use crate::timeline::Timeline;
     use crate::write_target::WriteTarget;
 
     fn entry(name: &str, kind: FileKind, content: Content, size: u64) -> Entry {
@@ -218,6 +219,7 @@ mod tests {
             _: u64,
             _: &'a mut dyn WriteTarget,
             _: &'a Priority,
+            _: &'a Timeline,
         ) -> BoxFuture<'a, Result<Source, OriginError>> {
             unreachable!("there is no object")
         }

@@ -177,7 +177,7 @@ impl OverlayFs {
     ) {
         // Prefetch spawns tasks.
         let _runtime = source.runtime().enter();
-        match source.reader().read(&served.version, offset, len) {
+        match source.reader().read(&served.version, offset, len, pending.caller) {
             ReadReply::Ready(data) => {
                 drop(pending.in_flight);
                 pending.reply.data(&data);

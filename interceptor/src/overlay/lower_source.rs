@@ -51,6 +51,7 @@ use crate::read::{
     FileLayout, FileVersion, Object, ObjectEncoding, ObjectList, Origin, OriginError, ReadError, Reader,
 };
 use crate::telemetry::{Metrics, Source};
+use crate::timeline::{StepKind, Timeline};
 use crate::write_target::{DetachedBuffer, WriteTarget};
 
 /// The smallest piece, in bytes. A sequential reader has pieces fetched whole.
@@ -440,9 +441,15 @@ impl Origin for LowerOrigin {
         offset: u64,
         dst: &'a mut dyn WriteTarget,
         priority: &'a Priority,
+        timeline: &'a Timeline,
     ) -> BoxFuture<'a, Result<Source, OriginError>> {
-        let read = self.read(object, offset, dst, priority);
-        read.map(|read| read.map(|()| Source::Lower).map_err(|error| Arc::new(error) as OriginError)).boxed()
+        async move {
+            let reading = timeline.begin(StepKind::Lower);
+            let read = self.read(object, offset, dst, priority).await;
+            reading.end_request(Source::Lower.label(), None, &read);
+            read.map(|()| Source::Lower).map_err(|error| Arc::new(error) as OriginError)
+        }
+        .boxed()
     }
 }
 

@@ -35,6 +35,7 @@ use crate::cache::{
 };
 use crate::priority::{Priority, Urgency};
 use crate::telemetry::metrics::Source;
+use crate::timeline::{StepKind, Timeline};
 
 /// How long a prefetched block is worth waiting for. By then the stream that it was for is
 /// elsewhere.
@@ -50,7 +51,7 @@ pub(super) struct BlockLoader {
     cache: Arc<Cache>,
     disk: Option<DiskTier>,
     origin: Arc<dyn Origin>,
-    fetches: InflightMap<BlockKey, LoadedBlock, ReadError>,
+    fetches: InflightMap<BlockKey, LoadedBlock, FailedLoad>,
     uncached: Arc<UncachedBlocks>,
 }
 
@@ -59,12 +60,34 @@ pub(super) struct BlockLoader {
 pub(super) struct LoadedBlock {
     pub(super) block: PinnedBlock,
     pub(super) source: Source,
+    /// What its fetch did; `None` if it was in memory.
+    pub(super) timeline: Option<Timeline>,
 }
 
 impl LoadedBlock {
     /// A block that was in memory.
     fn cached(block: PinnedBlock) -> Self {
-        Self { block, source: Source::Cache }
+        Self { block, source: Source::Cache, timeline: None }
+    }
+}
+
+/// Why a block could not be loaded.
+#[derive(Debug, Clone)]
+pub(super) struct FailedLoad {
+    pub(super) error: ReadError,
+    /// What its fetch did; `None` if that was interrupted.
+    pub(super) timeline: Option<Timeline>,
+}
+
+impl From<FetchInterrupted> for FailedLoad {
+    fn from(interrupted: FetchInterrupted) -> Self {
+        Self { error: interrupted.into(), timeline: None }
+    }
+}
+
+impl From<FailedLoad> for ReadError {
+    fn from(failed: FailedLoad) -> Self {
+        failed.error
     }
 }
 
@@ -116,7 +139,7 @@ impl BlockLoader {
     }
 
     /// The fetch of the block under `key` that is under way, if there is one.
-    pub(super) fn inflight(&self, key: &BlockKey) -> Option<SharedFetch<LoadedBlock, ReadError>> {
+    pub(super) fn inflight(&self, key: &BlockKey) -> Option<SharedFetch<LoadedBlock, FailedLoad>> {
         self.fetches.get(key)
     }
 
@@ -126,7 +149,7 @@ impl BlockLoader {
         object: &Object,
         key: BlockKey,
         arrival: Arrival,
-    ) -> Joined<LoadedBlock, ReadError> {
+    ) -> Joined<LoadedBlock, FailedLoad> {
         if let Some(loaded) = self.get(&key) {
             return Joined::Cached(loaded);
         }
@@ -137,9 +160,12 @@ impl BlockLoader {
             |priority| {
                 let (loader, object) = (self.clone(), object.clone());
                 async move {
+                    let timeline = Timeline::default();
                     let len = block_plan::span(&object, key.part).1;
+                    let waiting = timeline.begin(StepKind::Memory);
                     let writer = loader.cache.reserve(key, len).await;
-                    loader.fetch(&object, key, writer, &priority).await
+                    waiting.end();
+                    loader.fetch(&object, key, writer, &priority, timeline).await
                 }
             },
         )
@@ -204,7 +230,7 @@ impl BlockLoader {
         writer: BlockWriter,
         permit: impl Send + 'static,
         cancel: Option<CancellationToken>,
-    ) -> (Joined<LoadedBlock, ReadError>, bool) {
+    ) -> (Joined<LoadedBlock, FailedLoad>, bool) {
         let mut is_own = false;
         let joined = self.fetches.join(
             key,
@@ -215,7 +241,7 @@ impl BlockLoader {
                 let (loader, object) = (self.clone(), object.clone());
                 async move {
                     let _permit = permit;
-                    let fetch = loader.fetch(&object, key, writer, &priority);
+                    let fetch = loader.fetch(&object, key, writer, &priority, Timeline::default());
                     match cancel {
                         Some(cancel) => unless_given_up(fetch, &priority, &cancel).await,
                         None => fetch.await,
@@ -233,21 +259,24 @@ impl BlockLoader {
         }
     }
 
-    /// Fetches a block into `writer` and publishes it.
+    /// Fetches a block into `writer` and publishes it. What is done goes to `timeline`.
     async fn fetch(
         &self,
         object: &Object,
         key: BlockKey,
         mut writer: BlockWriter,
         priority: &Priority,
-    ) -> Result<LoadedBlock, ReadError> {
+        timeline: Timeline,
+    ) -> Result<LoadedBlock, FailedLoad> {
         let offset = block_plan::span(object, key.part).0;
-        let source = match &self.disk {
-            Some(disk) if disk.read(object, offset, &mut writer).await => Source::Disk,
-            _ => {
-                let read = self.origin.read(object, offset, &mut writer, priority);
-                read.await.map_err(ReadError::Origin)?
-            }
+        let source = match self.read_from_disk(object, offset, &mut writer, &timeline).await {
+            Some(source) => source,
+            None => match self.origin.read(object, offset, &mut writer, priority, &timeline).await {
+                Ok(source) => source,
+                Err(error) => {
+                    return Err(FailedLoad { error: ReadError::Origin(error), timeline: Some(timeline) });
+                }
+            },
         };
         let is_uncached = !writer.in_arena();
         let block = writer.publish();
@@ -257,17 +286,32 @@ impl BlockLoader {
         if is_uncached {
             self.uncached.insert(key, block.clone());
         }
-        Ok(LoadedBlock { block, source })
+        Ok(LoadedBlock { block, source, timeline: Some(timeline) })
+    }
+
+    /// Fills `writer` from the disk cache. `None` if that does not have it.
+    async fn read_from_disk(
+        &self,
+        object: &Object,
+        offset: u64,
+        writer: &mut BlockWriter,
+        timeline: &Timeline,
+    ) -> Option<Source> {
+        let disk = self.disk.as_ref()?;
+        let reading = timeline.begin(StepKind::Disk);
+        let found = disk.read(object, offset, writer).await;
+        reading.end();
+        found.then_some(Source::Disk)
     }
 }
 
 /// Runs `fetch` until `cancel` is cancelled or [`PREFETCH_TIMEOUT`] is over; after that only if a
 /// reader waits for it.
 async fn unless_given_up(
-    fetch: impl Future<Output = Result<LoadedBlock, ReadError>>,
+    fetch: impl Future<Output = Result<LoadedBlock, FailedLoad>>,
     priority: &Priority,
     cancel: &CancellationToken,
-) -> Result<LoadedBlock, ReadError> {
+) -> Result<LoadedBlock, FailedLoad> {
     let mut fetch = pin!(fetch);
     tokio::select! {
         biased;

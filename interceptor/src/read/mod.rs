@@ -65,6 +65,8 @@ use crate::cache::resident::PromotionReason;
 use crate::cache::{Cache, Joined, PinnedBlock, PrefetchObserver};
 use crate::prefetch::AccessPattern;
 use crate::telemetry::metrics::{Metrics, Source, Trigger};
+use crate::telemetry::slow_reads::ReadTarget;
+use crate::timeline::{StepKind, Timeline};
 
 pub use activity::FileActivity;
 pub use data::ReadData;
@@ -159,8 +161,14 @@ impl Reader {
         self.cache.capacity()
     }
 
-    /// Reads up to `len` bytes of `file` from `offset` on. Never blocks.
-    pub fn read(self: &Arc<Self>, file: &Arc<FileVersion>, offset: u64, len: usize) -> ReadReply {
+    /// Reads up to `len` bytes of `file` from `offset` on, for the thread `caller`. Never blocks.
+    pub fn read(
+        self: &Arc<Self>,
+        file: &Arc<FileVersion>,
+        offset: u64,
+        len: usize,
+        caller: u32,
+    ) -> ReadReply {
         let arrival = Arrival::now();
         self.pauses.note_read();
         file.activity().mark_read();
@@ -175,18 +183,38 @@ impl Reader {
             return ReadReply::Pending(
                 async move {
                     let was_remote = file.is_remote();
-                    let layout = reader.layout(&file, arrival).await?;
+                    let target = ReadTarget { path: file.path(), offset, len, caller };
+                    let waiting = reader.metrics.slow_reads().begin(target, arrival);
+                    let timeline = Timeline::default();
+                    let resolving = timeline.begin(StepKind::Layout);
+                    let layout = match reader.layout(&file, arrival).await {
+                        Ok(layout) => layout,
+                        Err(error) => {
+                            resolving.fail(&error);
+                            waiting.end(Some(&error), &[timeline]);
+                            return Err(error);
+                        }
+                    };
+                    resolving.end();
                     // The cluster may take longer to cache a remote object than a read may take.
-                    let arrival = if was_remote { Arrival::now() } else { arrival };
-                    match reader.read_laid_out(&file, layout, offset, len, arrival) {
-                        ReadReply::Ready(data) => Ok(data),
-                        ReadReply::Pending(rest) => rest.await,
+                    let limit = if was_remote { Arrival::now() } else { arrival };
+                    let resolved = Some((arrival, timeline.clone()));
+                    match reader.read_laid_out(&file, layout, target, limit, resolved) {
+                        ReadReply::Ready(data) => {
+                            waiting.end(None, &[timeline]);
+                            Ok(data)
+                        }
+                        ReadReply::Pending(rest) => {
+                            drop(waiting);
+                            rest.await
+                        }
                     }
                 }
                 .boxed(),
             );
         };
-        self.read_laid_out(file, layout, offset, len, arrival)
+        let target = ReadTarget { path: file.path(), offset, len, caller };
+        self.read_laid_out(file, layout, target, arrival, None)
     }
 
     /// The layout of `file`, for a request that arrived at `arrival`.
@@ -200,14 +228,17 @@ impl Reader {
         file.layout().get_or_resolve(arrival, shares_failure, resolve).await
     }
 
+    /// Reads what `target` says, of a file whose layout is known. `resolved`: when the read came,
+    /// and what it took to find out the layout, if the read had to wait for that.
     fn read_laid_out(
         self: &Arc<Self>,
         file: &Arc<FileVersion>,
         layout: &FileLayout,
-        offset: u64,
-        len: usize,
+        target: ReadTarget<'_>,
         arrival: Arrival,
+        resolved: Option<(Arrival, Timeline)>,
     ) -> ReadReply {
+        let ReadTarget { offset, len, caller, .. } = target;
         let end = offset.saturating_add(len as u64).min(layout.size());
         if offset >= end {
             return ReadReply::Ready(ReadData::empty());
@@ -276,13 +307,26 @@ impl Reader {
         let (reader, file) = (self.clone(), file.clone());
         ReadReply::Pending(
             async move {
+                let target = ReadTarget { path: file.path(), offset, len, caller };
+                let came = resolved.as_ref().map_or(arrival, |(came, _)| *came);
+                let waiting = reader.metrics.slow_reads().begin(target, came);
+                let mut timelines = Vec::from_iter(resolved.map(|(_, timeline)| timeline));
                 let mut source = Source::Cache;
                 for (index, outcome, part, object) in missing {
-                    let loaded = outcome.await?;
+                    let loaded = match outcome.await {
+                        Ok(loaded) => loaded,
+                        Err(failed) => {
+                            timelines.extend(failed.timeline);
+                            waiting.end(Some(&failed.error), &timelines);
+                            return Err(failed.error);
+                        }
+                    };
+                    timelines.extend(loaded.timeline);
                     reader.note_use(&file, &object, &part, &loaded.block);
                     source = loaded.source;
                     parts[index] = Some(ReadData::block(loaded.block, part.range));
                 }
+                waiting.end(None, &timelines);
                 let data = ReadData::join(parts.into_iter().flatten().collect());
                 reader.metrics.read(source, data.len() as u64, arrival.elapsed());
                 Ok(data)

@@ -8,6 +8,7 @@ use super::version::FileVersion;
 use crate::arrival::Arrival;
 use crate::priority::Priority;
 use crate::telemetry::Source;
+use crate::timeline::Timeline;
 use crate::write_target::WriteTarget;
 
 /// A store of files: tells in which objects a version's bytes are, and reads these.
@@ -21,12 +22,14 @@ pub trait Origin: Send + Sync + 'static {
     ) -> BoxFuture<'a, Result<FileLayout, ReadError>>;
 
     /// Fills `dst` with the decoded bytes of `object` from `offset` on, for the part of it that
-    /// belongs to the file. How urgent that is may change meanwhile.
+    /// belongs to the file. How urgent that is may change meanwhile. What is done goes to
+    /// `timeline`.
     fn read<'a>(
         &'a self,
         object: &'a Object,
         offset: u64,
         dst: &'a mut dyn WriteTarget,
         priority: &'a Priority,
+        timeline: &'a Timeline,
     ) -> BoxFuture<'a, Result<Source, OriginError>>;
 }

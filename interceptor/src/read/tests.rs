@@ -25,6 +25,7 @@ use crate::cache::BlockKey;
 use crate::cache::resident::ResidentError;
 use crate::priority::Priority;
 use crate::seaweed::entry::{Attributes, Chunk, Content, Entry, FileKind, RemoteObject};
+use crate::timeline::Timeline;
 use crate::write_target::WriteTarget;
 
 /// Holds needles in memory, and counts the requests for them.
@@ -103,6 +104,7 @@ impl Origin for Needles {
         offset: u64,
         dst: &'a mut dyn WriteTarget,
         priority: &'a Priority,
+        _: &'a Timeline,
     ) -> BoxFuture<'a, Result<Source, OriginError>> {
         async move {
             self.fetches.fetch_add(1, Ordering::Relaxed);
@@ -259,7 +261,7 @@ impl Mounted {
     }
 
     fn read(&self, file: &Arc<FileVersion>, offset: u64, len: usize) -> Result<ReadData, ReadError> {
-        match self.reader.read(file, offset, len) {
+        match self.reader.read(file, offset, len, 0) {
             ReadReply::Ready(data) => Ok(data),
             ReadReply::Pending(rest) => self.runtime.block_on(rest),
         }
@@ -273,7 +275,7 @@ fn a_second_read_is_answered_at_once() {
     let file = version(Content::Chunks(Arc::new([chunk])), 100_000);
     let mounted = Mounted::new(needles);
     let first = mounted.read(&file, 0, 4096).unwrap();
-    assert!(matches!(mounted.reader.read(&file, 4096, 4096), ReadReply::Ready(_)));
+    assert!(matches!(mounted.reader.read(&file, 4096, 4096, 0), ReadReply::Ready(_)));
     assert_eq!(mounted.needles.fetches.load(Ordering::Relaxed), 1);
     assert_eq!(first.len(), 4096);
     let totals = mounted.metrics.totals();
@@ -319,7 +321,7 @@ fn a_chunk_read_at_random_again_and_again_is_fetched_whole() {
         Some(outcome) => drop(mounted.runtime.block_on(outcome).unwrap()),
         None => assert!(mounted.cache.contains(&whole), "the chunk should be on its way or there"),
     }
-    assert!(matches!(mounted.reader.read(&file, 1 << 20, 1 << 20), ReadReply::Ready(_)));
+    assert!(matches!(mounted.reader.read(&file, 1 << 20, 1 << 20, 0), ReadReply::Ready(_)));
 }
 
 #[test]
@@ -443,7 +445,7 @@ fn readers_that_wait_for_one_list_of_chunks_share_its_failure() {
     let mounted = Mounted::new(needles);
     let file = version(Content::Chunks(Arc::new([manifest.clone()])), 1000);
     let reads: Vec<_> = (0..READERS)
-        .map(|_| match mounted.reader.read(&file, 0, 1000) {
+        .map(|_| match mounted.reader.read(&file, 0, 1000, 0) {
             ReadReply::Pending(read) => read,
             ReadReply::Ready(_) => panic!("nothing is known of the file"),
         })

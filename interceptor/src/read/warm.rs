@@ -172,7 +172,7 @@ impl Reader {
             self.cache.reserve_retained(key, len, warmup.displace, self.warmup_reporter.clone()).await?;
         let (joined, is_own) = self.loader.join_or_fetch(&object, key, writer, permit, None);
         if let Joined::InFlight(outcome) = joined {
-            outcome.await?;
+            outcome.await.map_err(ReadError::from)?;
         }
         if is_own {
             warmup.fetched.fetch_add(len as u64, Ordering::Relaxed);

@@ -47,11 +47,20 @@ pub(crate) fn now_ns() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i64)
 }
 
-/// Returns the reply to a call, given its name and message.
+/// Returns the reply to a call, given its path and message.
 type Script = dyn Fn(&str, &[u8]) -> ScriptedReply + Send + Sync;
 
-/// Starts a filer on a loopback port. It stops with the runtime.
+/// Starts a filer on a loopback port. It stops with the runtime. The script is given the name of a
+/// call.
 pub(crate) async fn start(
+    script: impl Fn(&str, &[u8]) -> ScriptedReply + Send + Sync + 'static,
+) -> ServerAddress {
+    start_service(move |path, message| script(path.rsplit('/').next().unwrap_or_default(), message)).await
+}
+
+/// Starts another gRPC service in the same way. The script is given the path of a call,
+/// `/SERVICE/NAME`.
+pub(crate) async fn start_service(
     script: impl Fn(&str, &[u8]) -> ScriptedReply + Send + Sync + 'static,
 ) -> ServerAddress {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -81,9 +90,8 @@ async fn serve(stream: TcpStream, script: Arc<Script>) {
                 let _ = body.flow_control().release_capacity(part.len());
                 message.put(part);
             }
-            let call = head.uri.path().rsplit('/').next().unwrap_or_default().to_owned();
             // Fails if the client is gone.
-            let _ = answer(respond, script(&call, message.get(5..).unwrap_or_default())).await;
+            let _ = answer(respond, script(head.uri.path(), message.get(5..).unwrap_or_default())).await;
         });
     }
 }

@@ -17,10 +17,11 @@ use super::metrics::{
 };
 use super::ratios::TimeSaved;
 use super::shard::FlowTotal;
+use super::slow_reads::SlowReads;
 use super::status::MountIdentity;
 
-/// All metrics of a mount in Prometheus' text format. `is_ready`: whether it is, as `/readyz` says.
-pub fn exposition(metrics: &Metrics, identity: &MountIdentity, is_ready: bool) -> String {
+/// All metrics of a mount. `is_ready`: whether it is, as `/readyz` says.
+pub fn exposition(metrics: &Metrics, identity: &MountIdentity, is_ready: bool) -> Exposition {
     let mut out = Exposition::default();
     let version = ("version", env!("CARGO_PKG_VERSION"));
     out.family("interceptor_build_info", "gauge", "Always 1; the version is in the label.")
@@ -38,6 +39,7 @@ pub fn exposition(metrics: &Metrics, identity: &MountIdentity, is_ready: bool) -
     .sample(&[], daemon::output::lost_lines());
     let (totals, kernel) = (metrics.totals(), metrics.kernel());
     reads(&mut out, &totals, kernel.as_ref());
+    slow_reads(&mut out, metrics.slow_reads());
     fetches(&mut out, &totals);
     prefetches(&mut out, &totals);
     opens(&mut out, &totals);
@@ -53,7 +55,7 @@ pub fn exposition(metrics: &Metrics, identity: &MountIdentity, is_ready: bool) -
     if let Some(servers) = metrics.volume_servers() {
         volume_servers(&mut out, &servers);
     }
-    out.finish()
+    out
 }
 
 fn hit_ratios(out: &mut Exposition, metrics: &Metrics) {
@@ -139,6 +141,16 @@ fn reads(out: &mut Exposition, totals: &Totals, kernel: Option<&KernelCounts>) {
     for (source, flow) in by_source(&totals.reads) {
         histogram(out, &[source], flow);
     }
+}
+
+fn slow_reads(out: &mut Exposition, slow_reads: &SlowReads) {
+    out.family("interceptor_slow_reads_total", "counter", "Reads that took longer than --slow-read.")
+        .sample(&[], slow_reads.total());
+    let waiting = slow_reads.waiting();
+    out.family("interceptor_reads_waiting", "gauge", "Reads that wait for a fetch.")
+        .sample(&[], waiting.count);
+    out.family("interceptor_oldest_read_seconds", "gauge", "How long the oldest of these has waited.")
+        .sample(&[], waiting.oldest_seconds);
 }
 
 fn fetches(out: &mut Exposition, totals: &Totals) {
@@ -455,7 +467,7 @@ mod tests {
             filer_path: "/buckets".into(),
             ..MountIdentity::default()
         };
-        exposition(&metrics, &identity, true)
+        exposition(&metrics, &identity, true).finish()
     }
 
     #[test]

@@ -22,6 +22,7 @@ use super::kernel::KernelCounts;
 pub use super::labels::{KernelEventKind, OpenMode, Outcome, Source, Trigger};
 use super::ratios::{AnsweredBytes, HitRatios};
 use super::shard::{FlowCounter, Sharded};
+use super::slow_reads::SlowReads;
 pub use super::totals::Totals;
 use super::window::{WINDOWS, WindowSamples};
 
@@ -170,6 +171,7 @@ pub struct Metrics {
     incidents: Mutex<Incidents>,
     gauges: Mutex<Gauges>,
     window_samples: Mutex<WindowSamples>,
+    slow_reads: SlowReads,
 }
 
 impl Metrics {
@@ -180,6 +182,7 @@ impl Metrics {
             incidents: Mutex::default(),
             gauges: Mutex::default(),
             window_samples: Mutex::new(WindowSamples::new(Instant::now())),
+            slow_reads: SlowReads::default(),
         })
     }
 
@@ -188,6 +191,11 @@ impl Metrics {
     #[inline]
     pub fn read(&self, source: Source, bytes: u64, elapsed: Duration) {
         self.counters.mine().reads[source as usize].add(bytes, elapsed);
+    }
+
+    /// The reads that wait, and those that waited for long.
+    pub fn slow_reads(&self) -> &SlowReads {
+        &self.slow_reads
     }
 
     /// Counts `bytes` fetched from `source`. `elapsed` includes retries.

@@ -6,6 +6,7 @@
 //!
 //! ```text
 //!  Metrics ──► export ────────────────────────► /metrics         every read, counted per thread
+//!     │           └─► otlp ─────────────────────► a collector      the same, and slow reads
 //!     │  └───► ratios, history ──► live ──────► /api/v1/live     a snapshot every second
 //!  Status ───► report ────────────┘└──────────► /api/v1/status   health, activity: on request
 //!                                  page ──────► /                shows what live sends
@@ -22,14 +23,17 @@ mod live;
 pub mod log_limit;
 pub mod metrics;
 pub mod miss_ratio;
+pub mod otlp;
 mod page;
 pub mod peer;
 pub mod ratios;
 pub mod report;
 pub mod server;
 mod shard;
+pub mod slow_reads;
 pub mod status;
 mod totals;
+mod verdict;
 pub mod window;
 
 pub use kernel::{CapabilityReport, KernelCounts, KernelReads};

@@ -17,6 +17,7 @@ use super::metrics::{CacheUsage, DiskCacheUsage};
 use super::miss_ratio::MissRatioCurve;
 use super::ratios::{HitRatios, TimeSaved};
 use super::shard::FlowTotal;
+use super::slow_reads::{SlowRead, WaitingReads};
 use super::totals::Totals;
 
 /// Increases when a field or key is renamed or removed, or changes its meaning.
@@ -27,6 +28,9 @@ pub const API_VERSION: u32 = 2;
 pub struct StatusReport {
     /// [`API_VERSION`] of the daemon.
     pub api_version: u32,
+    /// How the mount is doing, in a sentence.
+    #[serde(default)]
+    pub verdict: Verdict,
     /// Version of the program.
     pub version: String,
     /// Its process id.
@@ -82,6 +86,12 @@ pub struct StatusReport {
     pub fallbacks: Vec<Fallbacks>,
     /// Fetches whose bytes failed an integrity check, by source.
     pub integrity_failures: BTreeMap<String, u64>,
+    /// Reads that wait for a fetch now.
+    #[serde(default)]
+    pub waiting_reads: WaitingReads,
+    /// The last reads that took longer than `--slow-read`, the latest first.
+    #[serde(default)]
+    pub slow_reads: Vec<SlowRead>,
     /// Reads as eBPF observes them; `null` without eBPF.
     #[serde(default)]
     pub kernel: Option<KernelReport>,
@@ -102,6 +112,41 @@ pub struct StatusReport {
     pub options: BTreeMap<String, String>,
     /// Capabilities that this mount lacks, and why.
     pub lost: Vec<LostAbility>,
+}
+
+/// How much a finding matters.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    /// All is well.
+    #[default]
+    Good,
+    /// It works, slower than it could or without something.
+    Degraded,
+    /// Readers wait or fail.
+    Bad,
+}
+
+/// How a mount is doing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Verdict {
+    /// That of the worst finding.
+    pub severity: Severity,
+    /// One sentence.
+    pub text: String,
+    /// What is wrong, the worst first.
+    pub findings: Vec<VerdictFinding>,
+}
+
+/// Something that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VerdictFinding {
+    /// How much it matters.
+    pub severity: Severity,
+    /// What is wrong.
+    pub text: String,
+    /// What that means, or what to do.
+    pub advice: String,
 }
 
 /// The subscription to the filer's changes, which keeps the mount fresh.

@@ -112,7 +112,7 @@ fn router(status: Arc<Status>, live: Arc<Live>, guard: Arc<AccessGuard>, more: R
 
 async fn metrics(State(status): State<Arc<Status>>) -> Response {
     let is_ready = status.ready().await.is_ok();
-    let text = export::exposition(status.metrics(), status.identity(), is_ready);
+    let text = export::exposition(status.metrics(), status.identity(), is_ready).finish();
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response()
 }
 

@@ -22,8 +22,9 @@ use super::miss_ratio::MissRatioCurve;
 use super::ratios::TimeSaved;
 use super::report::{
     API_VERSION, ApiAccess, Fallbacks, FetchErrors, FlowReport, Hedges, KernelReport, LostAbility,
-    Prefetched, StatusReport, Subscription,
+    Prefetched, StatusReport, Subscription, Verdict,
 };
+use super::verdict::verdict;
 
 /// A readiness check that takes longer has failed. Longer than a mount takes to answer `statfs` by
 /// itself when the filer does not answer.
@@ -232,8 +233,9 @@ impl Status {
             outcome: outcome.label().to_owned(),
             bytes: totals.prefetched[trigger as usize][outcome as usize],
         };
-        StatusReport {
+        let mut report = StatusReport {
             api_version: API_VERSION,
+            verdict: Verdict::default(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: process::id(),
             uptime_seconds: self.started.elapsed().as_secs_f64(),
@@ -288,6 +290,8 @@ impl Status {
             integrity_failures: origins()
                 .map(|source| (label(source), totals.integrity_failures.get(&source).copied().unwrap_or(0)))
                 .collect(),
+            waiting_reads: self.metrics.slow_reads().waiting(),
+            slow_reads: self.metrics.slow_reads().last(),
             kernel: kernel.map(|counts| KernelReport::new(capabilities, counts, &totals)),
             health: Health { filers, volume_servers: self.metrics.volume_servers().unwrap_or_default() },
             activity,
@@ -295,7 +299,9 @@ impl Status {
             access,
             options: self.identity.options.clone(),
             lost,
-        }
+        };
+        report.verdict = verdict(&report);
+        report
     }
 }
 

@@ -30,6 +30,7 @@ use crate::priority::Priority;
 use crate::read::{FileLayout, FileVersion, Object, ObjectEncoding, Origin, OriginError, ReadError, Reader};
 use crate::telemetry::peer::Peer;
 use crate::telemetry::{Metrics, Source};
+use crate::timeline::Timeline;
 use crate::write_target::WriteTarget;
 
 /// A user who may read some files and is no operator.
@@ -58,6 +59,7 @@ impl Origin for Gate {
         _: u64,
         _: &'a mut dyn WriteTarget,
         _: &'a Priority,
+        _: &'a Timeline,
     ) -> BoxFuture<'a, Result<Source, OriginError>> {
         async move {
             self.0.acquire().await.expect("is not closed").forget();

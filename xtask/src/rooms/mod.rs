@@ -32,7 +32,7 @@ const ROOMS: [&[&str]; 15] = [
     &["prefetch"],
     &["telemetry"],
     &["priority", "write_target"],
-    &["arrival", "ledger", "vital"],
+    &["arrival", "ledger", "timeline", "vital"],
 ];
 
 /// The root module of each library and program.

@@ -9,6 +9,8 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Cell, Gauge, Row, Table};
 
 use super::model::{TableRows, TopModel, TopView, rate};
+use crate::cli::untrusted::plain;
+use crate::telemetry::report::Severity;
 
 /// Width of columns of figures.
 const FIGURE_WIDTH: u16 = 12;
@@ -17,6 +19,7 @@ const FIGURE_WIDTH: u16 = 12;
 pub(super) fn draw(frame: &mut Frame, model: &TopModel) {
     let parts = [
         Constraint::Length(1),
+        Constraint::Length(1),
         Constraint::Length(2),
         Constraint::Length(1),
         Constraint::Length(10),
@@ -24,8 +27,10 @@ pub(super) fn draw(frame: &mut Frame, model: &TopModel) {
         Constraint::Min(2),
         Constraint::Length(1),
     ];
-    let [title, ratios, cache, sources, tabs, rows, keys] = Layout::vertical(parts).areas(frame.area());
+    let [title, verdict, ratios, cache, sources, tabs, rows, keys] =
+        Layout::vertical(parts).areas(frame.area());
     frame.render_widget(title_line(model), title);
+    frame.render_widget(verdict_line(model), verdict);
     frame.render_widget(ratatui::widgets::Paragraph::new(ratio_lines(model)), ratios);
     draw_cache(frame, model, cache);
     let widths = [FIGURE_WIDTH, FIGURE_WIDTH, FIGURE_WIDTH, 10, 10, 10].map(Constraint::Length);
@@ -66,11 +71,18 @@ fn title_line(model: &TopModel) -> Line<'_> {
     if let Some(trouble) = model.trouble() {
         line.push(format!("{trouble}  ").fg(Color::Red));
     }
-    if !report.subscription.live && !report.filers.is_empty() {
-        line.push("changes NOT heard  ".fg(Color::Red));
-    }
     line.push(Span::raw(format!("{}  {filer}{}", report.mount_point, report.filer_path)));
     Line::from(line)
+}
+
+fn verdict_line(model: &TopModel) -> Line<'_> {
+    let verdict = &model.report().verdict;
+    let color = match verdict.severity {
+        Severity::Good => Color::Green,
+        Severity::Degraded => Color::Yellow,
+        Severity::Bad => Color::Red,
+    };
+    Line::from(plain(&verdict.text).bold().fg(color))
 }
 
 fn ratio_lines(model: &TopModel) -> Vec<Line<'_>> {
@@ -157,7 +169,8 @@ mod tests {
     fn all_that_matters_fits_80_by_24() {
         let shown = screen(&model(), 80, 24);
         for part in [
-            "changes NOT heard  /mnt/data",
+            "changes of the filer are not heard",
+            "/mnt/data",
             "from memory, 1 min 0.0 %",
             "page cache",
             "2 MiB/s",

@@ -28,6 +28,7 @@ use crate::seaweed::decode;
 use crate::seaweed::entry::{Chunk, Content, Entry, RemoteObject};
 use crate::seaweed::filer::FilerClient;
 use crate::telemetry::Source;
+use crate::timeline::Timeline;
 use crate::write_target::WriteTarget;
 use resolve::ChunkLists;
 
@@ -84,9 +85,10 @@ impl Origin for ClusterOrigin {
         offset: u64,
         dst: &'a mut dyn WriteTarget,
         priority: &'a Priority,
+        timeline: &'a Timeline,
     ) -> BoxFuture<'a, Result<Source, OriginError>> {
         async move {
-            match self.fetcher.read_chunk(&chunks::chunk(object), offset, dst, priority).await {
+            match self.fetcher.read_chunk(&chunks::chunk(object), offset, dst, priority, timeline).await {
                 Ok(fetched) => Ok(fetched.source),
                 Err(error) => Err(Arc::new(error) as OriginError),
             }

@@ -44,7 +44,10 @@ fn a_warm_file_is_read_without_a_fetch_and_again() {
     assert_eq!((warmup.completed(), mounted.cached(&file), mounted.fetches()), (4 * MIB, 4 * MIB, 4));
     for _ in 0..2 {
         for offset in (0..4 * MIB).step_by(128 << 10) {
-            assert!(matches!(mounted.reader.read(&file, offset, 128 << 10), ReadReply::Ready(_)), "{offset}");
+            assert!(
+                matches!(mounted.reader.read(&file, offset, 128 << 10, 0), ReadReply::Ready(_)),
+                "{offset}"
+            );
         }
     }
     assert_eq!(mounted.fetches(), 4);

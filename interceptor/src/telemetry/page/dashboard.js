@@ -59,6 +59,18 @@ function showHistory() {
 
 // Status, panel by panel.
 
+function showVerdict() {
+  const { severity, text, findings } = now.verdict;
+  const className = { good: "good", degraded: "warn", bad: "bad" }[severity];
+  element("verdict").textContent = `${text}.`;
+  element("verdict").className = className;
+  element("findings").replaceChildren(...findings.map((finding) => {
+    const item = document.createElement("li");
+    item.textContent = `${finding.text}. ${finding.advice}`;
+    return item;
+  }));
+}
+
 function showGlance() {
   const last = points.at(-1);
   const recent = now.hit_ratios["1m"] ?? {};
@@ -202,6 +214,21 @@ function showHealth() {
   ]);
 }
 
+function showSlow() {
+  const { count, oldest_seconds: oldest, oldest_path: path } = now.waiting_reads;
+  const waiting = count > 0 ?
+    `${format.count(count)} reads wait for a fetch now, the oldest for ${format.duration(oldest)}, of ${path}.` :
+    "No read waits for a fetch now.";
+  element("slow-note").textContent = `${waiting} Below are the last that took longer than --slow-read, and what they waited for.`;
+  const step = (s) => [s.source ? format.name(s.source) : s.step, s.server, format.duration(s.seconds),
+    s.error ? `(${s.error})` : s.first_byte === null ? null : `(first byte ${format.duration(s.first_byte)})`].filter(Boolean).join(" ");
+  fill("slow-table", ["answered", "file", "bytes", "read by", "took", "waited for"], now.slow_reads.map((read) => [
+    new Date(1000 * read.at).toLocaleTimeString(), cell(read.path, "text"), `${read.len} at ${read.offset}`,
+    `${read.caller_name} (${read.caller})`, number(format.duration(read.seconds)),
+    cell([...read.steps.map(step), ...(read.error ? [`failed: ${read.error}`] : [])].join(", "), "text"),
+  ]), "none");
+}
+
 function showSaved() {
   const { seconds, http_seconds_per_mib: http, waited_seconds: waited } = now.time_saved;
   fill("saved-table", null, [
@@ -244,8 +271,8 @@ function showStatus() {
   element("version").textContent = now.version;
   element("place").textContent = `${now.mount_point} · ${now.current_filer ?? "no filer"}${now.filer_path}`;
   element("open").hidden = now.access !== "open";
-  for (const show of [showGlance, showSources, showRatios, showThroughput, showLatency, showCache, showPrefetch, showReaders, showCurve,
-    showHealth, showSaved, showIncidents, showMount]) show();
+  for (const show of [showVerdict, showGlance, showSources, showRatios, showThroughput, showLatency, showCache, showPrefetch, showReaders, showCurve,
+    showHealth, showSlow, showSaved, showIncidents, showMount]) show();
   showHeat(now.activity);
   document.body.dataset.shown = String(now.uptime_seconds);
 }

@@ -1,0 +1,313 @@
+//! One sentence that says how a mount is doing, and what is wrong with it, the worst first.
+//!
+//! Dashboard, `interceptor status` and `interceptor top` begin with it. It is derived from the rest
+//! of the status document, so it never contradicts the figures below it.
+
+use std::collections::BTreeMap;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use daemon::size::ByteSize;
+
+use super::health::EngineState;
+use super::report::{Severity, StatusReport, Verdict, VerdictFinding};
+
+/// A read that waits for longer than this is trouble, whatever `--slow-read` says.
+const STUCK_READ_SECONDS: f64 = 5.0;
+/// Slow reads count for so long.
+const RECENT_SECONDS: f64 = 60.0;
+/// What a larger cache must bring to be recommended: a share of all reads.
+const MIN_CACHE_GAIN: f64 = 0.2;
+/// How much larger that cache may be.
+const CACHE_GROWTH: u64 = 4;
+/// Sampled reads without which no cache is recommended.
+const MIN_SAMPLED_READS: u64 = 1000;
+
+/// What `report` amounts to.
+pub(super) fn verdict(report: &StatusReport) -> Verdict {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    verdict_at(report, now.as_secs_f64())
+}
+
+fn verdict_at(report: &StatusReport, now: f64) -> Verdict {
+    let mut findings = Vec::new();
+    let mut add = |severity, text: String, advice: &str| {
+        findings.push(VerdictFinding { severity, text, advice: advice.to_owned() });
+    };
+    servers(report, &mut add);
+    reads(report, now, &mut add);
+    cache(report, &mut add);
+    findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+
+    let ratios = report.hit_ratios.get("1m").copied().unwrap_or_default();
+    let mut text = match ratios.overall.or(ratios.cache) {
+        Some(ratio) => format!("Serving {:.0} % from memory", 100.0 * ratio),
+        None => "Nothing was read in the last minute".to_owned(),
+    };
+    if let Some(worst) = findings.first() {
+        text += &format!("; {}", worst.text);
+    }
+    match findings.len() {
+        0 | 1 => {}
+        more => text += &format!(", and {} more", more - 1),
+    }
+    Verdict { severity: findings.first().map_or(Severity::Good, |worst| worst.severity), text, findings }
+}
+
+fn servers(report: &StatusReport, add: &mut impl FnMut(Severity, String, &str)) {
+    for server in &report.health.volume_servers {
+        let address = &server.address;
+        if server.keeps_readers_waiting {
+            add(
+                Severity::Bad,
+                format!("volume server {address} keeps readers waiting"),
+                "Look whether it runs, and at its disks.",
+            );
+        } else if server.is_silent {
+            add(
+                Severity::Degraded,
+                format!("volume server {address} is silent"),
+                "Other servers are asked first; look whether it runs.",
+            );
+        }
+        let Some(engine) = &server.engine else { continue };
+        match engine.state {
+            EngineState::Lost => add(
+                Severity::Degraded,
+                format!("engine {} is lost", engine.address),
+                "Its bytes come over HTTP until it answers again; look whether rdma-engine runs there.",
+            ),
+            EngineState::Unproved => add(
+                Severity::Degraded,
+                format!("engine {} is not trusted", engine.address),
+                "Its bytes come over HTTP; both sides need the same key or certificates.",
+            ),
+            EngineState::Connected | EngineState::Absent => {}
+        }
+    }
+    let filers = &report.health.filers;
+    if !filers.is_empty() && filers.iter().all(|filer| filer.is_silent) {
+        add(Severity::Bad, "no filer answers".to_owned(), "What is not known yet cannot be found or opened.");
+    } else {
+        for filer in filers.iter().filter(|filer| filer.is_silent) {
+            add(Severity::Degraded, format!("filer {} is silent", filer.address), "Another one is asked.");
+        }
+    }
+    if !report.subscription.live && !report.filers.is_empty() {
+        add(
+            Severity::Degraded,
+            "changes of the filer are not heard".to_owned(),
+            "Names and sizes are asked for anew after a second, which slows down whatever opens files.",
+        );
+    }
+    let damaged: u64 = report.integrity_failures.values().sum();
+    if damaged > 0 {
+        add(
+            Severity::Degraded,
+            format!("{damaged} fetches were refused as damaged since the start"),
+            "Readers got other copies, or errors; the log names the servers.",
+        );
+    }
+}
+
+fn reads(report: &StatusReport, now: f64, add: &mut impl FnMut(Severity, String, &str)) {
+    let waiting = &report.waiting_reads;
+    if let Some(path) = waiting.oldest_path.as_ref().filter(|_| waiting.oldest_seconds > STUCK_READ_SECONDS) {
+        let text = format!("a read of {path} has waited for {:.0} s", waiting.oldest_seconds);
+        add(
+            Severity::Bad,
+            text,
+            "If no server is named here as well, the cluster may be fetching a remote object.",
+        );
+    }
+    let recent: Vec<_> = report.slow_reads.iter().filter(|read| now - read.at < RECENT_SECONDS).collect();
+    if recent.is_empty() {
+        return;
+    }
+    let mut seconds: BTreeMap<&str, f64> = BTreeMap::new();
+    for step in recent.iter().flat_map(|read| &read.steps) {
+        *seconds.entry(step.server.as_deref().unwrap_or(&step.step)).or_default() += step.seconds;
+    }
+    let most = seconds.iter().max_by(|a, b| a.1.total_cmp(b.1));
+    let at = most.map_or(String::new(), |(place, _)| format!(", most of that at {place}"));
+    let failed = recent.iter().filter(|read| read.error.is_some()).count();
+    let (severity, failed) = match failed {
+        0 => (Severity::Degraded, String::new()),
+        some => (Severity::Bad, format!(", {some} of them failed")),
+    };
+    let reads =
+        if recent.len() == 1 { "one read was".to_owned() } else { format!("{} reads were", recent.len()) };
+    let text = format!("{reads} slow in the last minute{failed}{at}");
+    add(severity, text, "The steps of each are listed under slow reads.");
+}
+
+fn cache(report: &StatusReport, add: &mut impl FnMut(Severity, String, &str)) {
+    let Some(cache) = &report.cache else { return };
+    if cache.withheld > 0 {
+        let text = format!("memory is short: {} of the cache are given back", ByteSize(cache.withheld));
+        add(Severity::Degraded, text, "They return when the host or its control group has memory again.");
+    }
+    let Some(curve) =
+        report.miss_ratio_curve.as_ref().filter(|curve| curve.sampled_reads >= MIN_SAMPLED_READS)
+    else {
+        return;
+    };
+    let larger = cache.capacity.saturating_mul(CACHE_GROWTH);
+    let (Some(misses), Some(fewer)) = (curve.miss_ratio(cache.capacity), curve.miss_ratio(larger)) else {
+        return;
+    };
+    if misses - fewer >= MIN_CACHE_GAIN {
+        let (size, share) = (ByteSize(larger), 100.0 * (1.0 - fewer));
+        let text =
+            format!("the cache is small for what is read: {size} would serve {share:.0} % from memory");
+        add(Severity::Degraded, text, "Raise --cache-size, or add --disk-cache.");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::health::{EngineHealth, FilerHealth, VolumeServerHealth};
+    use crate::telemetry::metrics::CacheUsage;
+    use crate::telemetry::slow_reads::{SlowRead, SlowStep, WaitingReads};
+    use crate::telemetry::status::tests::some_status;
+    use crate::telemetry::{MissRatioCurve, MissRatioPoint};
+
+    const NOW: f64 = 1e9;
+
+    fn healthy() -> StatusReport {
+        let mut report = some_status().report();
+        report.subscription.live = true;
+        report
+    }
+
+    fn server(address: &str) -> VolumeServerHealth {
+        VolumeServerHealth {
+            address: address.into(),
+            source: "http".into(),
+            is_silent: false,
+            keeps_readers_waiting: false,
+            requests: 0,
+            waiting: 0,
+            last_error: None,
+            engine: None,
+        }
+    }
+
+    fn slow(at: f64, server: &str, seconds: f64, error: Option<&str>) -> SlowRead {
+        let step = SlowStep {
+            step: "request".into(),
+            server: Some(server.into()),
+            source: Some("http".into()),
+            begun: 0.0,
+            seconds,
+            first_byte: None,
+            error: None,
+        };
+        SlowRead {
+            at,
+            path: "/file".into(),
+            offset: 0,
+            len: 1,
+            caller: 1,
+            caller_name: "cat".into(),
+            seconds,
+            error: error.map(Into::into),
+            steps: vec![step],
+        }
+    }
+
+    /// The severity and the sentence after `change`.
+    fn verdict(change: impl FnOnce(&mut StatusReport)) -> (Severity, String) {
+        let mut report = healthy();
+        change(&mut report);
+        let Verdict { severity, text, .. } = verdict_at(&report, NOW);
+        (severity, text)
+    }
+
+    #[test]
+    fn a_healthy_mount_says_how_much_comes_from_memory() {
+        let ratio =
+            |ratio| move |report: &mut StatusReport| report.hit_ratios.get_mut("1m").unwrap().overall = ratio;
+        assert_eq!(verdict(ratio(Some(0.923))), (Severity::Good, "Serving 92 % from memory".into()));
+        let idle = verdict(|report| report.hit_ratios.clear());
+        assert_eq!(idle, (Severity::Good, "Nothing was read in the last minute".into()));
+    }
+
+    #[test]
+    fn the_worst_finding_is_in_the_sentence() {
+        let (severity, text) = verdict(|report| {
+            let slow = VolumeServerHealth { is_silent: true, ..server("slow:1") };
+            let hung =
+                VolumeServerHealth { is_silent: true, keeps_readers_waiting: true, ..server("hung:1") };
+            report.health.volume_servers = vec![slow, hung, server("good:1")];
+            report.subscription.live = false;
+        });
+        assert_eq!(severity, Severity::Bad);
+        assert!(text.ends_with("; volume server hung:1 keeps readers waiting, and 2 more"), "{text}");
+    }
+
+    #[test]
+    fn slow_reads_name_the_server_that_took_the_most_time() {
+        let (severity, text) = verdict(|report| {
+            report.slow_reads = vec![
+                slow(NOW - 1.0, "b:1", 2.0, None),
+                slow(NOW - 2.0, "a:1", 1.5, None),
+                slow(NOW - 61.0, "a:1", 9.0, Some("long ago")),
+            ];
+        });
+        assert_eq!(severity, Severity::Degraded);
+        assert!(text.ends_with("2 reads were slow in the last minute, most of that at b:1"), "{text}");
+        let (severity, text) = verdict(|report| report.slow_reads = vec![slow(NOW, "a:1", 6.0, Some("EIO"))]);
+        assert_eq!(severity, Severity::Bad);
+        assert!(text.contains("one read was slow in the last minute, 1 of them failed"), "{text}");
+    }
+
+    #[test]
+    fn each_trouble_has_its_finding() {
+        let engine = |state| EngineHealth { address: "e:1".into(), state, source: None, last_error: None };
+        let with_engine = |state| {
+            move |report: &mut StatusReport| {
+                report.health.volume_servers =
+                    vec![VolumeServerHealth { engine: Some(engine(state)), ..server("a:1") }];
+            }
+        };
+        assert!(verdict(with_engine(EngineState::Lost)).1.contains("engine e:1 is lost"));
+        assert!(verdict(with_engine(EngineState::Unproved)).1.contains("engine e:1 is not trusted"));
+        for state in [EngineState::Absent, EngineState::Connected] {
+            assert_eq!(verdict(with_engine(state)).0, Severity::Good);
+        }
+        let filer = |is_current, is_silent| FilerHealth {
+            address: "f:1".into(),
+            is_current,
+            is_silent,
+            last_error: None,
+        };
+        let no_filer = verdict(|report| report.health.filers = vec![filer(true, true)]);
+        assert_eq!((no_filer.0, no_filer.1.contains("no filer answers")), (Severity::Bad, true));
+        let one_filer = verdict(|report| report.health.filers = vec![filer(true, false), filer(false, true)]);
+        assert_eq!((one_filer.0, one_filer.1.contains("filer f:1 is silent")), (Severity::Degraded, true));
+        let stuck = WaitingReads { count: 1, oldest_seconds: 12.3, oldest_path: Some("/x".into()) };
+        let (severity, text) = verdict(|report| report.waiting_reads = stuck);
+        assert!(severity == Severity::Bad && text.contains("a read of /x has waited for 12 s"), "{text}");
+        let damaged = verdict(|report| report.integrity_failures = [("http".to_owned(), 3)].into());
+        assert!(damaged.1.contains("3 fetches were refused as damaged"), "{}", damaged.1);
+    }
+
+    #[test]
+    fn a_larger_cache_is_recommended_where_it_brings_much() {
+        let gib = 1u64 << 30;
+        let with_curve = |misses: [f64; 2], sampled_reads| {
+            move |report: &mut StatusReport| {
+                report.cache = Some(CacheUsage { capacity: gib, ..CacheUsage::default() });
+                let points = [gib, 4 * gib].into_iter().zip(misses);
+                let points = points.map(|(bytes, miss_ratio)| MissRatioPoint { bytes, miss_ratio }).collect();
+                report.miss_ratio_curve = Some(MissRatioCurve { granule_bytes: 1, sampled_reads, points });
+            }
+        };
+        let (severity, text) = verdict(with_curve([0.6, 0.1], 5000));
+        assert_eq!(severity, Severity::Degraded);
+        assert!(text.contains("4 GiB would serve 90 % from memory"), "{text}");
+        assert_eq!(verdict(with_curve([0.6, 0.5], 5000)).0, Severity::Good, "it would bring little");
+        assert_eq!(verdict(with_curve([0.6, 0.1], 10)).0, Severity::Good, "too few reads are known");
+    }
+}
