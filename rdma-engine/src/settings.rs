@@ -29,13 +29,15 @@ pub enum SettingsError {
         /// The system's error.
         source: std::io::Error,
     },
-    /// The file is not TOML.
-    #[error("{} is no valid TOML: {source}", path.display())]
+    /// The file is not TOML. The line itself is not shown: it may hold a key, and errors go to logs.
+    #[error("{} is no valid TOML, line {line}: {reason}", path.display())]
     Syntax {
         /// The file.
         path: PathBuf,
-        /// Where and why.
-        source: Box<toml::de::Error>,
+        /// Counted from 1.
+        line: usize,
+        /// What is wrong.
+        reason: String,
     },
     /// A key has a value of the wrong type.
     #[error("{origin}: `{key}` must be {expected}")]
@@ -84,9 +86,10 @@ impl<'a> SecuritySettings<'a> {
                     ErrorKind::NotFound => SettingsError::Missing(path.into()),
                     _ => SettingsError::Read { path: path.into(), source },
                 })?;
-                let table = text.parse().map_err(|source| SettingsError::Syntax {
+                let table = text.parse().map_err(|error: toml::de::Error| SettingsError::Syntax {
                     path: path.into(),
-                    source: Box::new(source),
+                    line: 1 + error.span().map_or(0, |span| text[..span.start].matches('\n').count()),
+                    reason: error.message().to_owned(),
                 })?;
                 (path.display().to_string(), table)
             }

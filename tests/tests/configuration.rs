@@ -22,7 +22,7 @@ fn programs() -> [Configured; 2] {
         Configured {
             program: interceptor_program().unwrap(),
             prefix: "INTERCEPTOR_",
-            commands: &["mount", "attach", "check"],
+            commands: &["mount", "attach", "check", "doctor"],
             needed: &["--filer=filer:8888", "--disk-cache=/disk"],
         },
         Configured {

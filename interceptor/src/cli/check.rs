@@ -6,6 +6,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use clap::Args;
 use daemon::output;
@@ -15,6 +16,7 @@ use futures::future::join_all;
 use super::host::{self, Finding, FindingState};
 use super::mount;
 use super::options::{ConfigurationOptions, Filers, ServerOptions};
+use super::untrusted::plain;
 use crate::seaweed::address::ServerAddress;
 use crate::seaweed::filer::FilerClient;
 use crate::seaweed::permissions::PermissionRules;
@@ -25,7 +27,7 @@ use crate::seaweed::security::{Security, SecurityError};
 pub(super) struct CheckOptions {
     /// How it is configured.
     #[command(flatten)]
-    configuration: ConfigurationOptions,
+    pub(super) configuration: ConfigurationOptions,
 
     /// Filers to try to reach
     #[arg(long, value_name = "HOST:PORT[,…]", value_parser = Filers::from_str)]
@@ -50,11 +52,48 @@ pub(super) struct CheckOptions {
     /// The volume servers and engines to connect to: those that a mount with the same options
     /// asks.
     #[command(flatten)]
-    servers: ServerOptions,
+    pub(super) servers: ServerOptions,
+}
+
+/// What a check has found.
+pub(super) struct CheckOutcome {
+    pub(super) findings: Vec<Finding>,
+    /// The cluster, if one of its filers answers and its keys can be used.
+    pub(super) cluster: Option<ConnectedCluster>,
+}
+
+/// A cluster of which a filer answers.
+pub(super) struct ConnectedCluster {
+    pub(super) filer: FilerClient,
+    pub(super) security: Arc<Security>,
 }
 
 /// Prints what was found; fails if no mount is possible.
 pub(super) fn run(options: &CheckOptions) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let findings = runtime.block_on(check(options)).findings;
+    let possible = is_mount_possible(&findings);
+    if options.json {
+        let document = serde_json::json!({ "mount_possible": possible, "findings": findings });
+        output::print(format_args!("{document}\n"))?;
+    } else {
+        findings.iter().try_for_each(output::print)?;
+    }
+    Ok(exit_code(possible))
+}
+
+/// Whether nothing is missing without which there is no mount.
+pub(super) fn is_mount_possible(findings: &[Finding]) -> bool {
+    findings.iter().all(|finding| finding.state != FindingState::Missing)
+}
+
+/// The exit code of a command that looks for whether a mount is possible.
+pub(super) fn exit_code(is_possible: bool) -> ExitCode {
+    if is_possible { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Looks at this host, and at the cluster as far as options name it.
+pub(super) async fn check(options: &CheckOptions) -> CheckOutcome {
     let mut findings = host::findings();
     findings.extend(host::ebpf_probes());
     findings.extend(host::rdma());
@@ -67,18 +106,11 @@ pub(super) fn run(options: &CheckOptions) -> anyhow::Result<ExitCode> {
     findings.extend(security.as_ref().ok().and_then(host::engine_proofs));
     findings
         .extend(options.disk_cache.as_deref().map(|path| mount::disk::look(path, options.disk_cache_size)));
-    if let Ok(security) = &security {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        findings.extend(runtime.block_on(network_findings(options, security)));
-    }
-    let possible = findings.iter().all(|finding| finding.state != FindingState::Missing);
-    if options.json {
-        let document = serde_json::json!({ "mount_possible": possible, "findings": findings });
-        output::print(format_args!("{document}\n"))?;
-    } else {
-        findings.iter().try_for_each(output::print)?;
-    }
-    Ok(if possible { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let Ok(security) = security else { return CheckOutcome { findings, cluster: None } };
+    let (of_network, filer) = network_findings(options, &security).await;
+    findings.extend(of_network);
+    let security = Arc::new(security);
+    CheckOutcome { findings, cluster: filer.map(|filer| ConnectedCluster { filer, security }) }
 }
 
 fn security_finding(file: Option<PathBuf>, error: Option<&SecurityError>) -> Finding {
@@ -95,8 +127,12 @@ fn security_finding(file: Option<PathBuf>, error: Option<&SecurityError>) -> Fin
     }
 }
 
-/// Each filer's answer, of which a mount needs one, and those of the servers behind it.
-async fn network_findings(options: &CheckOptions, security: &Security) -> Vec<Finding> {
+/// Each filer's answer, of which a mount needs one, and those of the servers behind it. Also returns
+/// the first filer that answers.
+async fn network_findings(
+    options: &CheckOptions,
+    security: &Security,
+) -> (Vec<Finding>, Option<FilerClient>) {
     let filers = options.filer.as_ref().map_or(&[][..], |Filers(filers)| filers);
     let asked =
         filers.iter().map(|filer| mount::connect(vec![filer.clone()], security, PermissionRules::default()));
@@ -114,9 +150,9 @@ async fn network_findings(options: &CheckOptions, security: &Security) -> Vec<Fi
         remedy: "start it, and open its HTTP port and its gRPC port to this host",
     };
     let mut findings: Vec<_> = filers.iter().zip(&answers).map(finding).collect();
-    let filer = answers.iter().flatten().next();
-    findings.extend(cluster::findings(filer, &options.servers, security).await);
-    findings
+    let filer = answers.into_iter().flatten().next();
+    findings.extend(cluster::findings(filer.as_ref(), &options.servers, security).await);
+    (findings, filer)
 }
 
 impl fmt::Display for Finding {
@@ -126,7 +162,8 @@ impl fmt::Display for Finding {
             FindingState::Lost => "lost",
             FindingState::Missing => "MISSING",
         };
-        writeln!(f, "{:<28} {state:<8} {}", self.ability, self.found)?;
+        // Names of files and texts of peers may be in it.
+        writeln!(f, "{:<28} {state:<8} {}", self.ability, plain(&self.found))?;
         match self.state {
             FindingState::Ok => Ok(()),
             FindingState::Lost | FindingState::Missing => {

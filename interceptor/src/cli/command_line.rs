@@ -15,8 +15,8 @@ use super::{Cli, CommandFailure, mount_options, mount_plan, understand_foreign_o
 /// What can be set, and how.
 const PROGRAM: ConfigurableProgram<'_> = ConfigurableProgram {
     definition: Cli::command,
-    commands: &["mount", "attach", "check"],
-    typed_only: &["restart", "json"],
+    commands: &["mount", "attach", "check", "doctor"],
+    typed_only: &["restart", "json", "bundle"],
     negatable: &SWITCHES,
 };
 
@@ -24,6 +24,14 @@ const PROGRAM: ConfigurableProgram<'_> = ConfigurableProgram {
 pub(super) fn parse(typed: &[OsString]) -> Result<(Cli, ConfiguredLine), LineError> {
     let line = PROGRAM.parse(&without_negations(typed), std::env::vars_os())?;
     Ok((Cli::from_arg_matches(&line.matches)?, line))
+}
+
+/// The options of a line that has been understood, as `interceptor config show` prints them.
+pub(super) fn shown(line: &ConfiguredLine) -> String {
+    // Those of a mount may be wrong together, as without a filer; then they are shown as they stand.
+    let is_mount = line.matches.subcommand_name() == Some("mount");
+    let mount = is_mount.then(|| mount_options(line).ok()).flatten();
+    PROGRAM.show(line, &mount.map(|(_, in_effect)| in_effect).unwrap_or_default())
 }
 
 /// `interceptor config`.

@@ -16,21 +16,32 @@ use crate::telemetry::report::StatusReport;
 const REPORTS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A mount, and the answer of its daemon or the reason why there is none.
-pub(super) struct LocalMount {
+pub(super) struct LocalMount<T = StatusReport> {
     pub(super) mount: MountInfo,
-    pub(super) report: Result<StatusReport, String>,
+    pub(super) report: Result<T, String>,
 }
 
 /// All mounts, in the order of the mount table, and what their daemons say to `client`, whose
 /// address does not matter.
 pub(super) fn find(client: &StatusClient) -> anyhow::Result<Vec<LocalMount>> {
+    ask_all(client, usize::MAX, StatusClient::report)
+}
+
+/// The first mounts of the mount table, `limit` of them at most, and the answers of their daemons to
+/// `question`, which are asked by `client`, whose address does not matter.
+pub(super) fn ask_all<T: Send + 'static>(
+    client: &StatusClient,
+    limit: usize,
+    question: fn(&StatusClient) -> anyhow::Result<T>,
+) -> anyhow::Result<Vec<LocalMount<T>>> {
     let table = MountInfo::all().context("cannot see what is mounted")?;
     let deadline = Instant::now() + REPORTS_TIMEOUT;
     let ask = |mount: MountInfo| {
         let (asked, client) = (mount.clone(), client.clone());
-        (mount, answer_of(move || StatusClient { address: address_of(&asked)?, ..client }.report()))
+        let ask = move || question(&StatusClient { address: address_of(&asked)?, ..client });
+        (mount, answer_of(ask))
     };
-    let asked: Vec<_> = table.into_iter().filter(is_ours).map(ask).collect();
+    let asked: Vec<_> = table.into_iter().filter(is_ours).take(limit).map(ask).collect();
     let answered = asked.into_iter().map(|(mount, answer)| {
         let left = deadline.saturating_duration_since(Instant::now());
         let report = match answer.recv_timeout(left) {

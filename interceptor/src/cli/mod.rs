@@ -6,6 +6,7 @@
 mod attach;
 mod check;
 mod command_line;
+mod doctor;
 mod foreign_options;
 mod host;
 mod http;
@@ -42,6 +43,7 @@ use daemon::version::{self, SourceCommit};
 use attach::AttachOptions;
 use check::CheckOptions;
 use command_line::parse;
+use doctor::DoctorOptions;
 use foreign_options::ForeignOptionError;
 use list::ListOptions;
 use mount::MountPlan;
@@ -106,6 +108,20 @@ With a filer, also says whether its volume servers and the engines beside them a
 tell where those are mean what they mean for `interceptor mount`.
 
 Exits with 0 if a mount is possible, else with 1.";
+
+const DOCTOR_EXAMPLES: &str = "\
+Examples:
+  interceptor doctor --filer filer:8888 --filer-path /buckets/train
+      Looks at what `interceptor check` looks at, lists the directory, and reads a file of it from
+      each source: over HTTP, and from the engines over each transport.
+  interceptor doctor --config /etc/interceptor.toml --json | jq .reads
+  interceptor doctor --filer filer:8888 --bundle report.tar.gz
+      Writes an archive for a bug report, too, and prints what is in it.
+
+Reads up to 64 MiB from each source, for 2 seconds at most. The last line is the verdict. The archive has
+paths of files, addresses and what running mounts say of themselves; keys, tokens and passwords are taken out.
+
+Exits with 0 if a mount is possible and files can be read, else with 1.";
 
 const STATUS_EXAMPLES: &str = "\
 Examples:
@@ -216,6 +232,9 @@ enum Command {
     /// Say what this host can do for a mount
     #[command(after_help = CHECK_EXAMPLES)]
     Check(CheckOptions),
+    /// Test everything that a mount needs, reads included; write an archive for a bug report
+    #[command(after_help = DOCTOR_EXAMPLES)]
+    Doctor(DoctorOptions),
     /// Show the options of a command, and where they come from
     #[command(after_help = CONFIG_EXAMPLES)]
     Config(ConfigOptions),
@@ -248,9 +267,9 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, commit: SourceCommit)
         // SAFETY: nothing so far has started a thread, and `main` is called before anything could.
         return unsafe { mount_helper::run(&arguments) };
     }
+    let features = [("ebpf", ebpf::is_built_in()), ("verbs", rdma_engine::HAS_VERBS)];
+    let text = version::long_text(env!("CARGO_PKG_VERSION"), commit, &features);
     if asks_for_version(&arguments) {
-        let features = [("ebpf", ebpf::is_built_in()), ("verbs", rdma_engine::HAS_VERBS)];
-        let text = version::long_text(env!("CARGO_PKG_VERSION"), commit, &features);
         let printed = output::print(format_args!("interceptor {text}\n"));
         return if printed.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
@@ -267,7 +286,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, commit: SourceCommit)
         }
     }
     let outcome = match parse(&arguments) {
-        Ok((cli, line)) => run(&cli.command, &line, &arguments, ignored),
+        Ok((cli, line)) => run(&cli.command, &line, &arguments, ignored, &text),
         Err(LineError::Parser(error)) => return output::explain_usage(&error),
         Err(LineError::Configuration(error)) => Err(CommandFailure::usage(error)),
     };
@@ -294,6 +313,7 @@ fn run(
     line: &ConfiguredLine,
     typed: &[OsString],
     ignored: Vec<String>,
+    version: &str,
 ) -> Result<ExitCode, CommandFailure> {
     let done = |outcome: anyhow::Result<()>| Ok(outcome.map(|()| ExitCode::SUCCESS)?);
     match command {
@@ -308,6 +328,7 @@ fn run(
         Command::Unmount(options) => done(unmount::run(options)),
         Command::Reload(options) => done(reload::run(options)),
         Command::Check(options) => Ok(check::run(options)?),
+        Command::Doctor(options) => Ok(doctor::run(options, line, version)?),
         Command::Config(options) => command_line::run(options),
         Command::Documents(options) => Ok(write_documents(options)?),
     }

@@ -528,7 +528,8 @@ fn take_requests(jobs: &JobRegistry, mount: &Arc<Mount>, reader: Arc<Reader>) {
     });
 }
 
-fn route(access: VolumeServerAccess, filer: &FilerClient) -> VolumeServerRoute {
+/// How volume servers are reached, and by which filer if it is through one.
+pub(super) fn route(access: VolumeServerAccess, filer: &FilerClient) -> VolumeServerRoute {
     match access {
         VolumeServerAccess::Direct => VolumeServerRoute::Direct,
         VolumeServerAccess::PublicUrl => VolumeServerRoute::PublicUrl,

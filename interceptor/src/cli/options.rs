@@ -90,7 +90,7 @@ pub(super) struct ConfigurationOptions {
     /// INTERCEPTOR_CACHE_SIZE before both, and what is typed before all [default:
     /// INTERCEPTOR_CONFIG]
     #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    pub(super) config: Option<PathBuf>,
 }
 
 /// Mounts a directory tree of a filer, read-only, and serves reads until it is unmounted or

@@ -206,6 +206,30 @@ impl ConfigurableProgram<'_> {
         }
         Ok(ConfiguredLine { matches: (self.definition)().try_get_matches_from(line)?, settings })
     }
+
+    /// The options of a line that is right: what is set as a file with the same meaning, and defaults
+    /// as comments, of which `values` has those that are not constant.
+    pub fn show(&self, line: &ConfiguredLine, values: &BTreeMap<String, String>) -> String {
+        let Some((name, matches)) = line.matches.subcommand() else { return String::new() };
+        let known = KnownOptions::new(self);
+        let options = known.program.find_subcommand(name).into_iter();
+        let options = options.flat_map(|command| known.options(command));
+        let lines = options.filter_map(|option| {
+            let (name, origin) = (option.get_long()?, line.settings.origin(option, matches));
+            let is_default = origin == SettingOrigin::Default;
+            let typed = matches.get_raw(option.get_id().as_str());
+            let typed = typed.map(|values| values.map(|value| value.to_string_lossy()).collect::<Vec<_>>());
+            let typed = typed.map(|values| values.join(","));
+            let value = values.get(name).cloned().filter(|_| is_default).or(typed)?;
+            let shown = match value.as_str() {
+                "true" | "false" => value,
+                _ => toml::Value::String(value).to_string(),
+            };
+            let mark = if is_default { "# " } else { "" };
+            Some(format!("{:<44} # {origin}\n", format!("{mark}{name} = {shown}")))
+        });
+        lines.collect()
+    }
 }
 
 /// `config`: shows what the options of a command are, or whether they are right.
@@ -266,36 +290,18 @@ impl ConfigOptions {
         }
     }
 
-    /// What to print of a line that is right: what is set as a file with the same meaning, and
-    /// defaults as comments, of which `values` has those that are not constant.
+    /// What to print of a line that is right: what is in effect ([`ConfigurableProgram::show`]), or that
+    /// it is right.
     pub fn text(
         &self,
         program: &ConfigurableProgram,
         line: &ConfiguredLine,
         values: &BTreeMap<String, String>,
     ) -> String {
-        let Some((name, matches)) = line.matches.subcommand() else { return String::new() };
-        if self.is_check() {
-            return format!("the options of {name} are right\n");
+        match line.matches.subcommand_name() {
+            Some(name) if self.is_check() => format!("the options of {name} are right\n"),
+            _ => program.show(line, values),
         }
-        let known = KnownOptions::new(program);
-        let options = known.program.find_subcommand(name).into_iter();
-        let options = options.flat_map(|command| known.options(command));
-        let lines = options.filter_map(|option| {
-            let (name, origin) = (option.get_long()?, line.settings.origin(option, matches));
-            let is_default = origin == SettingOrigin::Default;
-            let typed = matches.get_raw(option.get_id().as_str());
-            let typed = typed.map(|values| values.map(|value| value.to_string_lossy()).collect::<Vec<_>>());
-            let typed = typed.map(|values| values.join(","));
-            let value = values.get(name).cloned().filter(|_| is_default).or(typed)?;
-            let shown = match value.as_str() {
-                "true" | "false" => value,
-                _ => toml::Value::String(value).to_string(),
-            };
-            let mark = if is_default { "# " } else { "" };
-            Some(format!("{:<44} # {origin}\n", format!("{mark}{name} = {shown}")))
-        });
-        lines.collect()
     }
 }
 

@@ -69,7 +69,7 @@ pub use table::PromotionReason;
 pub use tmpfs::TmpfsError;
 
 /// Descriptors that are left for connections, replies and other purposes.
-const RESERVED_DESCRIPTORS: u64 = 1024;
+pub const RESERVED_DESCRIPTORS: u64 = 1024;
 /// The most files, so that the kernel's own memory for them stays below some GiB.
 const MAX_FILES: u64 = 1 << 20;
 /// Bytes of a page. Files take whole pages.
