@@ -115,8 +115,9 @@ fn each_source_is_measured() {
     let verdict = document["verdict"].as_str().unwrap();
     assert!(verdict.starts_with("A mount would work") || verdict == "Everything is there", "{verdict}");
 
-    let (code, said) = here.run(&["--filer", &filer]);
+    let (code, said) = here.run(&["--filer", &filer, "--engine", &pair]);
     assert_eq!(code, Some(0), "{said}");
+    println!("{said}");
     let last = said.lines().next_back().unwrap();
     assert!(last.starts_with("A mount would work") || last == "Everything is there", "{said}");
 }
@@ -168,7 +169,7 @@ fn volume_servers_that_are_cut_off_or_send_wrong_bytes_are_found() {
     proxy.set(Fault::Corrupt(1_000_000));
     let (code, document) = here.json(&args);
     assert_eq!(code, Some(1), "{document:#}");
-    assert_found(&document, "reading over http", "missing", &["damaged"]);
+    assert_found(&document, "reading over http", "missing", &["/file", "wrong bytes"]);
 
     proxy.set(Fault::Refuse);
     let (code, document) = here.json(&args);

@@ -11,6 +11,9 @@ use regex::Regex;
 /// What stands in the place of a secret.
 const REDACTED: &str = "[redacted]";
 
+/// Shorter secrets are parts of words, which would tell them if they were missing. In bytes.
+const MIN_SECRET_LENGTH: usize = 8;
+
 /// What looks like a secret; what the groups have stays.
 static LOOKS_SECRET: LazyLock<Regex> = LazyLock::new(|| {
     let pattern = r#"(?ix)
@@ -42,9 +45,13 @@ impl Redactor {
         Self { secrets }
     }
 
-    /// The text without secrets. Nothing is left of a text in which one shows all the same: one of
-    /// few letters may be a part of what replaces it.
+    /// The text without secrets. Nothing is left of a text that has a short one anywhere, or in
+    /// which one shows all the same: it may be a part of what replaces it.
     pub(super) fn redact(&self, text: &str) -> String {
+        let mut shortest = self.secrets.iter().rev().take_while(|secret| secret.len() < MIN_SECRET_LENGTH);
+        if shortest.any(|secret| text.contains(secret)) {
+            return String::new();
+        }
         let mut text =
             LOOKS_SECRET.replace_all(text, format!("${{1}}${{2}}${{4}}{REDACTED}${{3}}")).into_owned();
         for secret in &self.secrets {
@@ -62,12 +69,20 @@ mod tests {
 
     #[test]
     fn known_secrets_are_taken_out_however_they_are_written() {
-        let redactor = Redactor::new(["quo\"ted".to_owned(), "long secret".into(), "secret".into()]);
-        let document = serde_json::json!({ "error": "key quo\"ted", "other": "the long secret" });
+        let redactor =
+            Redactor::new(["quo\"tation".to_owned(), "the long secret".into(), "long secret".into()]);
+        let document = serde_json::json!({ "error": "key quo\"tation", "other": "a long secret" });
         assert_eq!(
             redactor.redact(&document.to_string()),
-            r#"{"error":"key [redacted]","other":"the [redacted]"}"#
+            r#"{"error":"key [redacted]","other":"a [redacted]"}"#
         );
+    }
+
+    #[test]
+    fn nothing_is_left_of_texts_that_would_tell_a_short_secret() {
+        let redactor = Redactor::new(["ab".to_owned(), "longer than that".into()]);
+        assert_eq!(redactor.redact(r#"{"ability":"FUSE"}"#), "");
+        assert_eq!(redactor.redact("x longer than that"), "x [redacted]");
     }
 
     #[test]

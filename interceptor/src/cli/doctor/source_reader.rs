@@ -17,7 +17,7 @@ use crate::cli::options::VolumeServerAccess;
 use crate::fetch::{EngineConfig, Fetcher, FetcherConfig};
 use crate::priority::Priority;
 use crate::read::{ClusterOrigin, FileLayout, FileVersion, Object, Origin};
-use crate::telemetry::health::VolumeServerHealth;
+use crate::telemetry::health::{EngineState, VolumeServerHealth};
 use crate::telemetry::{Metrics, Source};
 use crate::timeline::Timeline;
 
@@ -94,6 +94,7 @@ struct Piece {
 pub(super) struct SourceReader {
     source: Source,
     origin: ClusterOrigin,
+    metrics: Arc<Metrics>,
     health: Box<dyn Fn() -> Vec<VolumeServerHealth> + Send + Sync>,
 }
 
@@ -112,10 +113,10 @@ impl SourceReader {
             engines,
             ..FetcherConfig::default()
         };
-        let lookup = Arc::new(cluster.filer.clone());
-        let fetcher = Fetcher::new(lookup, cluster.security.clone(), Metrics::new(), config);
+        let (lookup, metrics) = (Arc::new(cluster.filer.clone()), Metrics::new());
+        let fetcher = Fetcher::new(lookup, cluster.security.clone(), metrics.clone(), config);
         let health = Box::new(fetcher.health());
-        Self { source, origin: ClusterOrigin::new(fetcher, cluster.filer.clone()), health }
+        Self { source, origin: ClusterOrigin::new(fetcher, cluster.filer.clone()), metrics, health }
     }
 
     /// The volume servers that were asked so far, as `host:port`.
@@ -147,7 +148,13 @@ impl SourceReader {
             for Piece { object, length } in pieces.iter().take(MAX_PROBES) {
                 let start = Instant::now();
                 let length = (*length).min(PROBE_SIZE as usize);
-                let (_, source) = self.read(object, length).await?;
+                let (_, source) = match self.read(object, length).await {
+                    // What was asked in the place of an engine says nothing of that engine.
+                    Err(_) if self.source != Source::Http && !self.has_engine() => {
+                        return Err(self.not_connected());
+                    }
+                    read => read?,
+                };
                 is_connected &= source == self.source;
                 times.push(start.elapsed());
             }
@@ -176,6 +183,7 @@ impl SourceReader {
             is_verified: pieces.iter().all(|piece| piece.length as u64 == piece.object.size),
             checksums: Vec::new(),
         };
+        let failures_before = self.integrity_failures();
         let start = Instant::now();
         let mut reads = stream::iter(pieces)
             .map(|piece| self.read(&piece.object, piece.length))
@@ -184,13 +192,17 @@ impl SourceReader {
         while let Ok(Some(read)) = timeout_at(end, reads.next()).await {
             let (bytes, source) = read?;
             if source != self.source {
-                let (reason, source) = (self.engine_error(), source.label());
+                let (reason, source) = (self.last_error(), source.label());
                 return Err(MeasureError::Failed(format!("bytes came over {source} instead: {reason}")));
             }
             measurement.bytes += bytes.len() as u64;
             measurement.checksums.push(crc32c::crc32c(&bytes));
             measurement.seconds = start.elapsed().as_secs_f64();
             end = start + MAX_READ_TIME;
+        }
+        // A fetcher recovers from wrong bytes by asking again.
+        if self.integrity_failures() > failures_before {
+            return Err(MeasureError::Failed(format!("wrong bytes came: {}", self.last_error())));
         }
         match measurement.bytes {
             0 => Err(MeasureError::Failed(format!("no bytes within {FIRST_BYTES_TIMEOUT:?}"))),
@@ -206,15 +218,27 @@ impl SourceReader {
         Ok((bytes, source))
     }
 
-    fn not_connected(&self) -> MeasureError {
-        MeasureError::NotConnected(format!("no connection: {}", self.engine_error()))
+    fn integrity_failures(&self) -> u64 {
+        self.metrics.totals().integrity_failures.values().sum()
     }
 
-    /// The last error of an engine.
-    fn engine_error(&self) -> String {
-        let engines = (self.health)().into_iter().filter_map(|server| server.engine);
-        let error = engines.filter_map(|engine| engine.last_error).next();
-        error.map_or_else(|| "the engine does not say why".to_owned(), |error| error.text)
+    fn not_connected(&self) -> MeasureError {
+        MeasureError::NotConnected(format!("no connection: {}", self.last_error()))
+    }
+
+    fn has_engine(&self) -> bool {
+        let servers = (self.health)();
+        let mut engines = servers.iter().filter_map(|server| server.engine.as_ref());
+        engines.any(|engine| engine.state == EngineState::Connected)
+    }
+
+    /// The last error of an engine, if this reads from engines, or else of a volume server.
+    fn last_error(&self) -> String {
+        let servers = (self.health)();
+        let mut of_engines = servers.iter().filter_map(|server| server.engine.as_ref()?.last_error.as_ref());
+        let mut of_servers = servers.iter().filter_map(|server| server.last_error.as_ref());
+        let error = if self.source == Source::Http { of_servers.next() } else { of_engines.next() };
+        error.map_or_else(|| "no server says why".to_owned(), |error| error.text.clone())
     }
 }
 
