@@ -29,7 +29,7 @@ pub enum SettingsError {
         /// The system's error.
         source: std::io::Error,
     },
-    /// The file is not TOML. The line itself is not shown: it may hold a key, and errors go to logs.
+    /// The file is not TOML. The line is not shown: it may hold a key, and errors go to logs.
     #[error("{} is no valid TOML, line {line}: {reason}", path.display())]
     Syntax {
         /// The file.

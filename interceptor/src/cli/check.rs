@@ -127,8 +127,8 @@ fn security_finding(file: Option<PathBuf>, error: Option<&SecurityError>) -> Fin
     }
 }
 
-/// Each filer's answer, of which a mount needs one, and those of the servers behind it. Also returns
-/// the first filer that answers.
+/// Each filer's answer, of which a mount needs one, and those of the servers behind it. Also
+/// returns the first filer that answers.
 async fn network_findings(
     options: &CheckOptions,
     security: &Security,

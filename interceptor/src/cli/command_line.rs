@@ -28,7 +28,7 @@ pub(super) fn parse(typed: &[OsString]) -> Result<(Cli, ConfiguredLine), LineErr
 
 /// The options of a line that has been understood, as `interceptor config show` prints them.
 pub(super) fn shown(line: &ConfiguredLine) -> String {
-    // Those of a mount may be wrong together, as without a filer; then they are shown as they stand.
+    // Options of a mount that are wrong together, as without a filer, are shown as they stand.
     let is_mount = line.matches.subcommand_name() == Some("mount");
     let mount = is_mount.then(|| mount_options(line).ok()).flatten();
     PROGRAM.show(line, &mount.map(|(_, in_effect)| in_effect).unwrap_or_default())

@@ -1,5 +1,5 @@
-//! `interceptor doctor`: what `interceptor check` looks at, and whether files can be read: from each
-//! source, measured. What was found can be written to an archive for a bug report.
+//! `interceptor doctor`: what `interceptor check` looks at, and whether files can be read, from
+//! each source, measured. What was found can be written to an archive for a bug report.
 
 mod bundle;
 mod directory;

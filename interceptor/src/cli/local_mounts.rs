@@ -27,8 +27,8 @@ pub(super) fn find(client: &StatusClient) -> anyhow::Result<Vec<LocalMount>> {
     ask_all(client, usize::MAX, StatusClient::report)
 }
 
-/// The first mounts of the mount table, `limit` of them at most, and the answers of their daemons to
-/// `question`, which are asked by `client`, whose address does not matter.
+/// The first mounts of the mount table, `limit` of them at most, and the answers of their daemons
+/// to `question`, which `client` asks. Its address does not matter.
 pub(super) fn ask_all<T: Send + 'static>(
     client: &StatusClient,
     limit: usize,

@@ -69,8 +69,8 @@ impl Bundle {
         Ok(Self { file: file.into(), path: path.to_owned() })
     }
 
-    /// Writes what `redactor` leaves of the texts, and gives the archive its name. Returns the names
-    /// of what is in it.
+    /// Writes what `redactor` leaves of the texts, and gives the archive its name. Returns the
+    /// names of what is in it.
     ///
     /// # Errors
     /// When it cannot be written. Then there is no archive.

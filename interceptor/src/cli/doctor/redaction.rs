@@ -1,7 +1,7 @@
 //! Takes secrets out of texts that are given away.
 //!
-//! Secrets that are known (of `security.toml`, tokens) are looked for themselves. What looks like one
-//! that is not known goes as well: tokens, passwords in addresses and options, private keys.
+//! Known secrets, the values of `security.toml` and tokens, are replaced wherever they occur. So is
+//! what looks like an unknown one: tokens, passwords in addresses and options, private keys.
 
 use std::collections::BTreeSet;
 use std::sync::LazyLock;

@@ -1,5 +1,5 @@
-//! The texts of a bundle: this host, how `interceptor` is configured, and what running mounts say of
-//! themselves.
+//! The texts of a bundle: this host, how `interceptor` is configured, and what running mounts say
+//! of themselves.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;

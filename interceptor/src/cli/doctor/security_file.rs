@@ -9,8 +9,7 @@ use toml::{Table, Value};
 /// How variables begin that override keys of the file.
 const VARIABLE_PREFIX: &str = "WEED_";
 
-/// Names of keys that have a part like these have values that no other program should know. Paths of
-/// private keys are among them.
+/// Parts of the names of keys whose values are secret. Paths of private keys count as secret, too.
 const SECRET_NAMES: [&str; 4] = ["key", "secret", "password", "token"];
 
 /// `security.toml` and the variables that override it.
@@ -23,7 +22,7 @@ pub(super) struct SecurityFile {
 }
 
 impl SecurityFile {
-    /// Reads the file, if there is one and it can be read; `variables` are those of the environment.
+    /// Reads the file, if there is one and it can be read, and the `variables` of the environment.
     pub(super) fn read(path: Option<&Path>, variables: impl IntoIterator<Item = (String, String)>) -> Self {
         let mut security = Self::default();
         let text = path.and_then(|path| daemon::settings_file::read(path).ok()).unwrap_or_default();

@@ -1,7 +1,7 @@
 //! Reads a file from one source, the way a mount does, and measures that.
 //!
-//! A reader has a [`Fetcher`] of its own that may use one engine transport, or none. A fetcher falls
-//! back to the volume server by itself, so each read is asked where its bytes came from.
+//! A reader has a [`Fetcher`] of its own that may use one engine transport, or none. A fetcher
+//! falls back to the volume server by itself, so each read reports where its bytes came from.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -2,12 +2,14 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use daemon::size::ByteSize;
 use nix::sys::statvfs::statvfs;
 use tokio::runtime::Handle;
 
 use crate::cli::host::{self, Finding, FindingState};
+use crate::cli::mount_address::answer_of;
 use crate::cli::options::FetchOptions;
 use crate::disk::{self, ClusterIdentity, DiskCache, DiskCacheConfig};
 use crate::read::DiskTier;
@@ -20,6 +22,8 @@ const QUEUE_DIVISOR: u64 = 8;
 const MAX_QUEUED: u64 = 128 << 20;
 /// Without a size, one in as many bytes of the file system.
 const DEFAULT_DIVISOR: u64 = 10;
+/// How long a look at the directory may take.
+const INSPECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The disk that `options` name, for blocks of the cluster of `filer`. A disk that cannot be used
 /// is no reason not to mount: the status says why there is none.
@@ -64,8 +68,18 @@ fn finding(state: FindingState, found: String) -> Finding {
     }
 }
 
-/// What a mount with this directory and size, or the default size, would find.
+/// What a mount with this directory and size, or the default size, would find. A disk that hangs is
+/// not waited for.
 pub(in crate::cli) fn look(directory: &Path, size: Option<ByteSize>) -> Finding {
+    let asked = directory.to_owned();
+    let answer = answer_of(move || inspected(&asked, size)).recv_timeout(INSPECT_TIMEOUT);
+    answer.unwrap_or_else(|_| {
+        let found = format!("{} does not answer within {INSPECT_TIMEOUT:?}", directory.display());
+        finding(FindingState::Lost, found)
+    })
+}
+
+fn inspected(directory: &Path, size: Option<ByteSize>) -> Finding {
     match disk::inspect(directory) {
         Ok((path, free)) => {
             let size = size.unwrap_or_else(|| ByteSize(default_size(directory)));
