@@ -207,8 +207,8 @@ impl ConfigurableProgram<'_> {
         Ok(ConfiguredLine { matches: (self.definition)().try_get_matches_from(line)?, settings })
     }
 
-    /// The options of a line that is right: what is set as a file with the same meaning, and defaults
-    /// as comments, of which `values` has those that are not constant.
+    /// The options of a line that is right: what is set as a file with the same meaning, and
+    /// defaults as comments, of which `values` has those that are not constant.
     pub fn show(&self, line: &ConfiguredLine, values: &BTreeMap<String, String>) -> String {
         let Some((name, matches)) = line.matches.subcommand() else { return String::new() };
         let known = KnownOptions::new(self);
@@ -290,8 +290,8 @@ impl ConfigOptions {
         }
     }
 
-    /// What to print of a line that is right: what is in effect ([`ConfigurableProgram::show`]), or that
-    /// it is right.
+    /// What to print of a line that is right: what is in effect
+    /// ([`ConfigurableProgram::show`]), or that it is right.
     pub fn text(
         &self,
         program: &ConfigurableProgram,
