@@ -14,7 +14,7 @@
 //! [`hotness`] turns reads into heat, streams, samples and events; [`thread_state`] and
 //! [`readers`] attribute them to threads; [`maps`] has the maps. The arithmetic is in the library
 //! of this package. [`kernel`] loads fields of kernel structures at the offsets that the loader
-//! resolved ([`rodata`]).
+//! resolved ([`rodata`]). [`warnings`] logs the branches that should be rare.
 #![no_std]
 #![no_main]
 
@@ -38,6 +38,8 @@ mod requests;
 mod rodata;
 #[path = "programs/thread_state.rs"]
 mod thread_state;
+#[path = "programs/warnings.rs"]
+mod warnings;
 
 /// Unreachable: the verifier rejects a program that could get here.
 #[panic_handler]

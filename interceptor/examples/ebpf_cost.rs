@@ -3,7 +3,8 @@
 //!
 //! `ebpf_cost FILE`, with a file of at least 64 MiB on a FUSE mount, as root. The cases take turns:
 //! no program; a program that does nothing; ours without a watched mount; ours watching this mount;
-//! the same with samples for a miss-ratio curve. Reads come in batches of half a millisecond, and
+//! the same with samples for a miss-ratio curve; the same with the warnings of the programs, which
+//! are off before. Reads come in batches of half a millisecond, and
 //! the fastest batches of each case are compared, because other load only adds time. The programs'
 //! own time is measured by the kernel (`bpf_stats`), which reads the clock twice for each run.
 
@@ -17,12 +18,13 @@ use aya::sys::{Stats, enable_stats};
 use interceptor::ebpf::{DeviceNumber, NoopProgram, Observer, ObserverSettings};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
+use tracing::level_filters::LevelFilter;
 
 const PAGE: u64 = 4096;
 const PAGES: u64 = 16 << 10;
 const BATCH: u32 = 500;
 const BATCHES: usize = 100;
-const ROUNDS: usize = 10;
+const ROUNDS: usize = 11;
 
 /// The programs on the path of the reads.
 #[derive(Clone, Copy)]
@@ -32,14 +34,16 @@ enum Case {
     Unwatched,
     Watched,
     Sampled,
+    Logging,
 }
 
-const CASES: [(Case, &str); 5] = [
+const CASES: [(Case, &str); 6] = [
     (Case::Nothing, "no program"),
     (Case::Idle, "a program that does nothing"),
     (Case::Unwatched, "not watched"),
     (Case::Watched, "watched, without a miss-ratio curve"),
     (Case::Sampled, "watched"),
+    (Case::Logging, "watched, with warnings (aya-log)"),
 ];
 
 /// The attached programs.
@@ -51,13 +55,14 @@ enum Attached {
 
 impl Case {
     fn attach(self, device: DeviceNumber) -> anyhow::Result<Attached> {
-        let sampled = matches!(self, Self::Sampled).then_some(PAGE);
+        let sampled = matches!(self, Self::Sampled | Self::Logging).then_some(PAGE);
+        let log_level = if matches!(self, Self::Logging) { LevelFilter::WARN } else { LevelFilter::OFF };
         match self {
             Self::Nothing => Ok(Attached::None),
             Self::Idle => Ok(Attached::Idle { _noop: NoopProgram::start()? }),
-            Self::Unwatched | Self::Watched | Self::Sampled => {
-                let (observer, _events) =
-                    Observer::start(&ObserverSettings { sampled, ..ObserverSettings::default() })?;
+            Self::Unwatched | Self::Watched | Self::Sampled | Self::Logging => {
+                let settings = ObserverSettings { sampled, log_level, ..ObserverSettings::default() };
+                let (observer, _events) = Observer::start(&settings)?;
                 if !matches!(self, Self::Unwatched) {
                     observer.watch(device)?;
                 }
@@ -141,6 +146,9 @@ fn main() -> anyhow::Result<()> {
             median(&mut more)
         );
     }
+    let [.., without, with] = &found;
+    let mut more: Vec<f64> = with.iter().zip(without).map(|(with, without)| with - without).collect();
+    println!("  warnings on, compared with off in the same round: median {:+.0} ns", median(&mut more));
     let _stats = enable_stats(Stats::RunTime)?;
     for (case, name) in &CASES[1..] {
         let _attached = case.attach(device)?;

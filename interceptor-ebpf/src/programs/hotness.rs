@@ -19,6 +19,7 @@ use interceptor_ebpf::stream::Streams;
 
 use crate::maps::{HEAT, Mount, PENDING_HEAT, STREAMS, send};
 use crate::rodata::{SETTINGS, rodata};
+use crate::warnings::{RareBranch, warn};
 
 /// Granules that one read heats. Those of a longer read beyond that are left out.
 const MAX_GRANULES_PER_READ: u64 = 32;
@@ -121,9 +122,13 @@ extern "C" fn add_heat(node: u64, watch_id: u64, granule: u64, bytes: u64) -> u6
     match entry {
         // SAFETY: as above.
         Some(entry) => unsafe { entry.write_volatile(after) },
-        // If the map takes no entry, the granule stays cold.
-        None if HEAT.insert(key, after, 0).is_err() => return 0,
-        None => {}
+        None => {
+            if let Err(error) = HEAT.insert(key, after, 0) {
+                // The granule stays cold.
+                warn(RareBranch::HeatFull, error.into());
+                return 0;
+            }
+        }
     }
     if !turned_hot {
         return 0;
@@ -148,8 +153,10 @@ extern "C" fn add_heat(node: u64, watch_id: u64, granule: u64, bytes: u64) -> u6
 extern "C" fn update_streams(node: u64, watch_id: u64, offset: u64, length: u64) -> u64 {
     let key = NodeKey { node, watch_id };
     let Some(streams) = STREAMS.get_ptr_mut(key) else {
-        // If the map takes no entry, the next read tries again.
-        let _ = STREAMS.insert(key, Streams::starting_at(offset, length), 0);
+        if let Err(error) = STREAMS.insert(key, Streams::starting_at(offset, length), 0) {
+            // The next read tries again.
+            warn(RareBranch::StreamsFull, error.into());
+        }
         return 0;
     };
     // SAFETY: the entry stays valid memory even if it is evicted meanwhile. Other CPUs may write

@@ -7,6 +7,7 @@
 use aya_ebpf::helpers::bpf_probe_read_kernel;
 
 use crate::rodata::{OFFSETS, rodata};
+use crate::warnings::{RareBranch, warn};
 
 /// The address of an object of the kernel.
 pub(crate) type Address = *const u8;
@@ -39,7 +40,8 @@ impl LoadField for ProbeRead {
     #[inline(always)]
     unsafe fn field<T: Copy>(base: Address, offset: u32) -> Option<T> {
         // SAFETY: the helper checks the address; any bits are a `T`, as required of the caller.
-        unsafe { bpf_probe_read_kernel(base.wrapping_add(offset as usize).cast::<T>()).ok() }
+        let read = unsafe { bpf_probe_read_kernel(base.wrapping_add(offset as usize).cast::<T>()) };
+        read.inspect_err(|_| warn(RareBranch::UnreadableField, offset.into())).ok()
     }
 }
 

@@ -12,6 +12,7 @@ use interceptor_ebpf::records::{
 use interceptor_ebpf::stream::Streams;
 
 use crate::rodata::{SETTINGS, rodata};
+use crate::warnings::{RareBranch, warn};
 
 /// By device index: whether a device is watched, the first question of every program. An array,
 /// because the kernel inlines a lookup in an array to a few instructions, while a lookup in a
@@ -94,6 +95,7 @@ pub(crate) fn send(event: Event) -> bool {
     const BPF_RB_FORCE_WAKEUP: u64 = 2;
     const BPF_RB_AVAIL_DATA: u64 = 0;
     let Some(mut entry) = EVENTS.reserve::<Event>(0) else {
+        warn(RareBranch::EventsFull, event.kind.into());
         return false;
     };
     entry.write(event);

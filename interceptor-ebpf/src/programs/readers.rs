@@ -5,6 +5,7 @@ use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid};
 use interceptor_ebpf::records::{ReaderKey, ReaderStats};
 
 use crate::maps::READERS;
+use crate::warnings::{RareBranch, warn};
 
 /// The statistics of the current thread as a reader of a mount. `None` if the map cannot take an
 /// entry.
@@ -38,5 +39,5 @@ fn insert_current(key: &ReaderKey) -> Option<()> {
         bytes: 0,
         requested_bytes: 0,
     };
-    READERS.insert(key, &reader, 0).ok()
+    READERS.insert(key, &reader, 0).inspect_err(|error| warn(RareBranch::ReadersFull, (*error).into())).ok()
 }

@@ -15,6 +15,7 @@ use interceptor_ebpf::records::{Latency, LatencyKey, RequestKey};
 use crate::kernel::{Address, DirectLoad, LoadField, ProbeRead};
 use crate::maps::{LATENCY, Mount, REQUESTS, watched_mount};
 use crate::rodata::{OFFSETS, SETTINGS, rodata};
+use crate::warnings::{RareBranch, warn};
 use crate::{hotness, readers};
 
 /// `FUSE_READ` of `linux/fuse.h`.
@@ -67,8 +68,10 @@ fn sent<L: LoadField>(request: Address) -> Option<i32> {
     let key = RequestKey { unique, watch_id: mount.watched.watch_id };
     // SAFETY: the helper has no arguments.
     let now = unsafe { bpf_ktime_get_ns() };
-    // If the map takes no entry, only the duration of this request is lost.
-    let _ = REQUESTS.insert(key, now, 0);
+    if let Err(error) = REQUESTS.insert(key, now, 0) {
+        // Only the duration of this request is lost.
+        warn(RareBranch::RequestsFull, error.into());
+    }
     if opcode == FUSE_READ { sent_read::<L>(request, mount) } else { None }
 }
 
@@ -88,7 +91,11 @@ fn sent_read<L: LoadField>(request: Address, mut mount: Mount) -> Option<i32> {
     };
     let length = u64::from(input.size);
     // Bounds the offset, because offset and length are added below.
-    if input.offset > u64::MAX / 4 || length == 0 {
+    if input.offset > u64::MAX / 4 {
+        warn(RareBranch::OffsetOutOfRange, input.offset as i64);
+        return None;
+    }
+    if length == 0 {
         return None;
     }
     let range = ByteRange { offset: input.offset, length };
@@ -171,6 +178,8 @@ fn latency(key: &LatencyKey) -> Option<&'static mut Latency> {
 
 #[inline(never)]
 fn insert_empty(key: &LatencyKey) {
-    // If the map is full, further opcodes have no histogram.
-    let _ = LATENCY.insert(key, &Latency::NONE, 0);
+    if let Err(error) = LATENCY.insert(key, &Latency::NONE, 0) {
+        // Further opcodes have no histogram.
+        warn(RareBranch::LatencyFull, error.into());
+    }
 }

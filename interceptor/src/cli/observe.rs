@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Args;
+use daemon::logs::{self, LogFormat};
 use daemon::{duration, output};
 
 use super::options::POLL_INTERVAL_RANGE;
@@ -45,6 +46,7 @@ pub(super) struct ObserveOptions {
 
 /// Watches and prints until the time is over.
 pub(super) fn run(options: &ObserveOptions) -> anyhow::Result<()> {
+    logs::start(LogFormat::Human, logs::filter(None)?);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let outcome = runtime.block_on(observe(options));
     // A thread may still wait until standard output is drained.

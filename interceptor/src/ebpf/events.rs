@@ -1,6 +1,7 @@
 //! Events of the programs: a thread drains the ring buffer into a channel.
 //!
-//! Samples stop at this thread, which builds miss-ratio curves from them.
+//! Samples stop at this thread, which builds miss-ratio curves from them. It also copies what the
+//! programs log into the process's log.
 //!
 //! The programs wake the thread up for an event, which is rare, and not for a sample. Samples are
 //! drained every [`SAMPLE_INTERVAL`], or earlier if the ring buffer fills so far that the programs
@@ -16,6 +17,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use aya::maps::{MapData, RingBuf};
+use aya_log::EbpfLogger;
 use interceptor_ebpf::event;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use parking_lot::{Mutex, RwLock};
@@ -26,7 +28,10 @@ use super::maps::Maps;
 use super::miss_ratio::CurveEstimator;
 use crate::vital::contained;
 
-/// How long a sample may stay in the ring buffer.
+/// The programs' log.
+type ProgramLog = EbpfLogger<&'static dyn log::Log>;
+
+/// How long a sample, or a record of the programs' log, may stay in its ring buffer.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How often the programs' counters are added to the curves.
@@ -79,6 +84,7 @@ impl EventThread {
     /// Starts the thread. The channel holds `capacity` events.
     pub(super) fn start(
         ring: RingBuf<MapData>,
+        log: ProgramLog,
         watches: Watches,
         curves: Curves,
         maps: Arc<Mutex<Maps>>,
@@ -87,7 +93,7 @@ impl EventThread {
         let (sender, receiver) = mpsc::channel(capacity.max(1));
         let (stopped, stop) = io::pipe()?;
         let dropped = Arc::new(AtomicU64::new(0));
-        let reader = RingReader { ring, watches, curves, maps, sender, dropped: dropped.clone() };
+        let reader = RingReader { ring, log, watches, curves, maps, sender, dropped: dropped.clone() };
         let thread = thread::Builder::new().name("ebpf-events".into()).spawn(move || reader.run(&stopped))?;
         Ok((Self { stop: Some(stop), thread: Some(thread), dropped }, receiver))
     }
@@ -109,6 +115,7 @@ impl Drop for EventThread {
 /// The state of the thread.
 struct RingReader {
     ring: RingBuf<MapData>,
+    log: ProgramLog,
     watches: Watches,
     curves: Curves,
     maps: Arc<Mutex<Maps>>,
@@ -123,6 +130,7 @@ impl RingReader {
         loop {
             // The ring buffer has released an event whose handling panics.
             contained(|| self.drain());
+            contained(|| self.log.flush());
             if counted.elapsed() >= COUNTER_INTERVAL {
                 counted = Instant::now();
                 contained(|| self.update_curves());

@@ -10,8 +10,9 @@
 //! ```text
 //!  Observer::watch(device) ──► maps ◄── programs ◄── every read, fault and request in the kernel
 //!  traffic, latency, readers ◄──┘          │
-//!        Receiver<KernelEvent> ◄── ring ◄──┘   a granule turned hot, a stream's window is due
+//!        Receiver<KernelEvent> ◄── ring ◄──┤   a granule turned hot, a stream's window is due
 //!              └─► cli::kernel_watcher ─► read::kernel_hints, which fetch
+//!                      log ◄── aya-log ◄──┘   a map or ring buffer is full, a field is not readable
 //! ```
 //!
 //! It works for any FUSE mount of the host, not only for ours. No read depends on it: whatever
@@ -35,6 +36,7 @@ use std::time::Duration;
 
 use aya::maps::{MapError, RingBuf};
 use aya::{Btf, BtfError, Ebpf, EbpfLoader};
+use aya_log::EbpfLogger;
 use interceptor_ebpf::heat::HeatSettings;
 use interceptor_ebpf::records::{Latency, Traffic, WatchedMount};
 use nix::time::{ClockId, clock_gettime};
@@ -87,6 +89,9 @@ pub enum EbpfError {
     /// The mount is not watched.
     #[error("mount {0} is not watched")]
     NotWatched(DeviceNumber),
+    /// The programs' log cannot be read.
+    #[error("the log of the eBPF programs cannot be read: {0}")]
+    Log(#[from] aya_log::Error),
     /// The thread that drains the ring buffer cannot be started.
     #[error("cannot wait for events of the kernel: {0}")]
     Thread(#[source] io::Error),
@@ -150,11 +155,13 @@ impl Observer {
         let (mut programs, probes) = load(settings)?;
         let maps = Maps::take(&mut programs)?;
         let ring = programs.take_map("EVENTS").ok_or(MapError::InvalidName { name: "EVENTS".to_owned() })?;
+        let log = EbpfLogger::init(&mut programs)?;
         let watches: Watches = Arc::new(RwLock::new(HashMap::new()));
         let shared = settings.for_programs(true);
         let (maps, curves) = (Arc::new(Mutex::new(maps)), Curves::default());
         let (event_thread, events) = EventThread::start(
             RingBuf::try_from(ring)?,
+            log,
             watches.clone(),
             curves.clone(),
             maps.clone(),
@@ -383,12 +390,14 @@ fn load_with(
 ) -> Result<(Ebpf, Vec<ProbeStatus>), EbpfError> {
     let field_offsets = Pod(offsets.offsets);
     let shared = Pod(settings.for_programs(cached_reads_seen));
+    let log_level = settings.program_log_level();
     let mut loader = EbpfLoader::new();
     // The object has no CO-RE relocations: the offsets are written into its read-only data.
     loader
         .btf(None)
         .override_global("OFFSETS", &field_offsets, true)
-        .override_global("SETTINGS", &shared, true);
+        .override_global("SETTINGS", &shared, true)
+        .override_global(aya_log::LEVEL, &log_level, true);
     for (map, size) in settings.map_sizes() {
         loader.map_max_entries(map, size);
     }
@@ -419,5 +428,39 @@ impl From<aya::EbpfError> for EbpfError {
             }
             _ => Self::Load(Box::new(error)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use tracing::level_filters::LevelFilter;
+
+    use super::*;
+
+    /// Instructions of the loaded programs after translation, by name of the program.
+    fn translated(log_level: LevelFilter) -> Result<BTreeMap<String, u32>, EbpfError> {
+        let (programs, _) = load(&ObserverSettings { log_level, ..ObserverSettings::default() })?;
+        let instructions = |(name, program): (&str, &aya::programs::Program)| {
+            Some((name.to_owned(), program.info().ok()?.size_translated()? / 8))
+        };
+        Ok(programs.programs().filter_map(instructions).collect())
+    }
+
+    #[test]
+    #[cfg_attr(not(is_root), ignore = "needs root")]
+    fn what_is_not_logged_is_not_in_the_loaded_programs() {
+        let off = match translated(LevelFilter::OFF) {
+            Ok(off) if !off.is_empty() => off,
+            Ok(_) => return crate::skipped("no program can be loaded"),
+            Err(error) => return crate::skipped(error),
+        };
+        let on = translated(LevelFilter::WARN).unwrap();
+        println!("instructions without warnings {off:?}, with {on:?}");
+        assert_eq!(off, translated(LevelFilter::ERROR).unwrap());
+        // A warning alone takes hundreds of instructions.
+        assert!(off.iter().zip(&on).all(|(off, on)| off.0 == on.0 && off.1 <= on.1), "{off:?} {on:?}");
+        assert!(off.iter().zip(&on).any(|(off, on)| on.1 - off.1 > 500), "{off:?} {on:?}");
     }
 }

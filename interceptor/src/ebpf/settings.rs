@@ -5,6 +5,8 @@ use std::time::Duration;
 use interceptor_ebpf::heat::{HeatSettings, UNIT};
 use interceptor_ebpf::settings::ProgramSettings;
 use interceptor_ebpf::stream::StreamSettings;
+use tracing::Level;
+use tracing::level_filters::LevelFilter;
 
 /// What the programs report, and the sizes of their maps. [`Default`] suits mounts of a few
 /// million files.
@@ -40,6 +42,10 @@ pub struct ObserverSettings {
     pub ring: u32,
     /// Capacity of the channel to the receiver, events. Further events are dropped.
     pub events: usize,
+    /// The level of what the programs log. Calls of other levels are removed from the programs
+    /// while they are loaded, so a later change of the process's log level does not bring them
+    /// back.
+    pub log_level: LevelFilter,
 }
 
 impl Default for ObserverSettings {
@@ -61,6 +67,7 @@ impl Default for ObserverSettings {
             mounts: 64,
             ring: 1 << 20,
             events: 16 << 10,
+            log_level: LevelFilter::current(),
         }
     }
 }
@@ -71,6 +78,9 @@ impl ObserverSettings {
     const MAX_OPCODES: u32 = 32;
     /// Requests in flight, of all mounts together, whose durations are measured.
     const MAX_REQUESTS: u32 = 16 << 10;
+    /// Bytes of the ring buffer of the programs' log. Each of a few branches logs some hundred
+    /// bytes once in seconds.
+    const LOG_BYTES: u32 = 16 << 10;
 
     /// Bytes of a sampled granule; a page if nothing is sampled.
     pub(super) fn sample_granule(&self) -> u64 {
@@ -96,13 +106,20 @@ impl ObserverSettings {
         }
     }
 
+    /// The level of the programs' log in the numbers of aya-log: 1 for errors to 5 for traces, 0
+    /// for nothing.
+    pub(super) fn program_log_level(&self) -> u8 {
+        const LEVELS: [Level; 5] = [Level::ERROR, Level::WARN, Level::INFO, Level::DEBUG, Level::TRACE];
+        LEVELS.into_iter().filter(|level| self.log_level >= *level).count() as u8
+    }
+
     pub(super) fn heat(&self) -> HeatSettings {
         let half_life = u64::try_from(self.half_life.as_nanos()).unwrap_or(u64::MAX);
         HeatSettings::new(self.hot_bytes, half_life)
     }
 
     /// The sizes of the maps by name: entries, or bytes for the ring buffer.
-    pub(super) fn map_sizes(&self) -> [(&'static str, u32); 8] {
+    pub(super) fn map_sizes(&self) -> [(&'static str, u32); 9] {
         let entries = |wanted: u32| wanted.clamp(1, 1 << 24);
         [
             ("WATCHED", entries(self.mounts)),
@@ -113,6 +130,7 @@ impl ObserverSettings {
             ("REQUESTS", Self::MAX_REQUESTS),
             ("LATENCY", entries(self.mounts).saturating_mul(Self::MAX_OPCODES)),
             ("EVENTS", self.ring_bytes()),
+            ("AYA_LOGS", Self::LOG_BYTES),
         ]
     }
 
@@ -145,5 +163,14 @@ mod tests {
         }
         assert_eq!(max_pending_bytes(1, 2), 0);
         assert_eq!(max_pending_bytes(hot, u64::MAX), 0);
+    }
+
+    #[test]
+    fn log_levels_have_the_numbers_of_aya_log() {
+        let number = |log_level| ObserverSettings { log_level, ..Default::default() }.program_log_level();
+        assert_eq!(number(LevelFilter::OFF), 0);
+        assert_eq!(number(LevelFilter::ERROR), aya_log::Level::Error as u8);
+        assert_eq!(number(LevelFilter::WARN), aya_log::Level::Warn as u8);
+        assert_eq!(number(LevelFilter::TRACE), aya_log::Level::Trace as u8);
     }
 }

@@ -8,6 +8,7 @@ mod counters;
 mod events;
 mod prefetch;
 mod programs;
+mod warnings;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
