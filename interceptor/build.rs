@@ -1,4 +1,4 @@
-//! Compiles `proto/filer.proto` with protox, which needs no `protoc`, embeds the eBPF programs if
+//! Compiles the files in `proto` with protox, which needs no `protoc`, embeds the eBPF programs if
 //! `cargo xtask build` has built them, and tells the tests whether root has built them.
 
 use std::os::unix::fs::MetadataExt;
@@ -7,13 +7,15 @@ use std::time::SystemTime;
 use std::{env, fs, io};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    println!("cargo::rerun-if-changed=proto/filer.proto");
+    println!("cargo::rerun-if-changed=proto");
     let descriptors = protox::compile(["filer.proto"], ["proto"])?;
     // Bytes fields stay `Vec`: a slice of the receive buffer would keep all of the buffer alive.
     tonic_prost_build::configure()
         .build_server(false)
         .codec_path("crate::seaweed::message::BoundedCodec")
         .compile_fds(descriptors)?;
+    let service = protox::compile(["mount.proto"], ["proto"])?;
+    tonic_prost_build::configure().build_client(false).compile_fds(service)?;
     embed_programs()?;
     println!("cargo::rustc-check-cfg=cfg(is_root)");
     if fs::metadata("/proc/self")?.uid() == 0 {

@@ -243,6 +243,21 @@ impl TypedOption {
     }
 }
 
+/// Takes the arguments behind `weed mount` apart, as `weed` does: up to the first that is no option.
+pub(super) fn split_weed_arguments(arguments: &[OsString]) -> Vec<TypedOption> {
+    let (mut options, mut rest) = (Vec::new(), arguments.iter().map(|argument| argument.to_string_lossy()));
+    while let Some(argument) = rest.next() {
+        let Some(text) = argument.strip_prefix('-').filter(|text| !matches!(*text, "" | "-")) else { break };
+        let mut option = TypedOption::parse(text.strip_prefix('-').unwrap_or(text));
+        let is_switch = weed_option(&option.name).is_none_or(|(_, is_switch, _)| *is_switch);
+        if option.value.is_none() && !is_switch {
+            option.value = rest.next().map(|value| value.into_owned());
+        }
+        options.push(option);
+    }
+    options
+}
+
 /// Translates `options` for `command`, which is `interceptor mount`. `is_sloppy` drops unknown ones
 /// (`mount -s`).
 pub(super) fn translate(

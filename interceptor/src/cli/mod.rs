@@ -25,9 +25,10 @@ mod top;
 mod unmount;
 mod untrusted;
 mod warmup;
+mod weed;
 
 use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -263,9 +264,12 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, commit: SourceCommit)
     ::daemon::heap::share_arenas();
     let _flush = output::FlushOnDrop;
     let mut arguments: Vec<OsString> = arguments.into_iter().collect();
-    if arguments.first().is_some_and(|name| is_mount_helper(name)) {
+    if is_called(&arguments, &mount_helper::NAMES) {
         // SAFETY: nothing so far has started a thread, and `main` is called before anything could.
         return unsafe { mount_helper::run(&arguments) };
+    }
+    if is_called(&arguments, &[weed::NAME]) {
+        return weed::run(&arguments);
     }
     let features = [("ebpf", ebpf::is_built_in()), ("verbs", rdma_engine::HAS_VERBS)];
     let text = version::long_text(env!("CARGO_PKG_VERSION"), commit, &features);
@@ -334,10 +338,10 @@ fn run(
     }
 }
 
-fn is_mount_helper(program: &OsStr) -> bool {
-    Path::new(program)
-        .file_name()
-        .is_some_and(|name| mount_helper::NAMES.iter().any(|helper| name == *helper))
+/// Whether the program, with its name in front of the arguments, was run under one of these names.
+fn is_called(arguments: &[OsString], names: &[&str]) -> bool {
+    let name = arguments.first().and_then(|program| Path::new(program).file_name());
+    name.is_some_and(|name| names.iter().any(|other| name == *other))
 }
 
 /// Whether `--version` is typed, which the parser answers with one line only.

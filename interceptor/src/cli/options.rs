@@ -31,7 +31,7 @@ use crate::vital::contained_task;
 const MIN_CACHE_SIZE: ByteSize = ByteSize(16 << 20);
 
 /// Below this a disk would hold no more than memory does.
-const MIN_DISK_CACHE_SIZE: ByteSize = ByteSize(64 << 20);
+pub(super) const MIN_DISK_CACHE_SIZE: ByteSize = ByteSize(64 << 20);
 
 /// For how long reads may be tried again: with less, one packet that is sent again would fail a
 /// read; with more, programs would hang for as long as an operator looks for the cause.

@@ -117,15 +117,28 @@ impl MountInfo {
     /// # Errors
     /// When the mount table cannot be watched.
     pub(crate) async fn wait_removed(&self) -> io::Result<()> {
-        let table = File::open(TABLE)?;
-        // SAFETY: a `File` has the same open descriptor for as long as it lives.
-        let changes = unsafe { AsyncFd::register_with_interest(table, Interest::PRIORITY) }?;
+        wait_until(|table| mounts(table).all(|mount| mount.device != self.device)).await
+    }
+
+    /// Resolves when this mount is gone, although its file system may be mounted elsewhere.
+    ///
+    /// # Errors
+    /// When the mount table cannot be watched.
+    pub(crate) async fn wait_unmounted(&self) -> io::Result<()> {
+        let is_this = |mount: MountInfo| mount.id == self.id && mount.device == self.device;
+        wait_until(|table| !mounts(table).any(is_this)).await
+    }
+
+    /// Resolves with the topmost mount at `path` as soon as that is a mount point.
+    ///
+    /// # Errors
+    /// When the mount table cannot be watched.
+    pub(crate) async fn wait_mounted(path: &Path) -> io::Result<Self> {
         loop {
-            let table = std::fs::read(TABLE)?;
-            if mounts(&table).all(|mount| mount.device != self.device) {
-                return Ok(());
+            wait_until(|table| topmost_in(table, path).is_some()).await?;
+            if let Some(mount) = Self::topmost(path) {
+                return Ok(mount);
             }
-            changes.ready(Interest::PRIORITY).await?.clear_ready();
         }
     }
 
@@ -138,6 +151,19 @@ impl MountInfo {
                 "cannot set the kernel's readahead, sequential reads are slower; as root: echo {kib} > {setting}"
             );
         }
+    }
+}
+
+/// Resolves when the table of the mounts that the process sees is as wanted.
+async fn wait_until(is_wanted: impl Fn(&[u8]) -> bool) -> io::Result<()> {
+    let table = File::open(TABLE)?;
+    // SAFETY: a `File` has the same open descriptor for as long as it lives.
+    let changes = unsafe { AsyncFd::register_with_interest(table, Interest::PRIORITY) }?;
+    loop {
+        if is_wanted(&std::fs::read(TABLE)?) {
+            return Ok(());
+        }
+        changes.ready(Interest::PRIORITY).await?.clear_ready();
     }
 }
 

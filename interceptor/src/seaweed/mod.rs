@@ -28,6 +28,12 @@ pub mod security;
 pub mod subscribe;
 pub mod volume;
 
+/// Messages and server of the gRPC service of a `weed mount`, generated from `proto/mount.proto`.
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+pub(crate) mod mount_pb {
+    tonic::include_proto!("messaging_pb");
+}
+
 /// Messages and client of the filer's gRPC service, generated from `proto/filer.proto`.
 #[allow(missing_docs, unreachable_pub, clippy::all)]
 pub(crate) mod pb {

@@ -1,0 +1,127 @@
+//! A process that serves a volume, or a part of it.
+
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use daemon::output;
+use nix::sys::prctl;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{self, ChildStdout, Command};
+use tokio::time::timeout;
+
+/// How long a killed process may take to be gone.
+const KILL_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// A process that was started, and that ends with this one.
+pub(super) struct Child {
+    name: &'static str,
+    process: process::Child,
+    lines: Option<Lines<BufReader<ChildStdout>>>,
+}
+
+impl Child {
+    /// Starts `command`, which gets SIGTERM if this process dies. To be called on the first
+    /// thread: the kernel watches the thread that starts a process.
+    pub(super) fn start(name: &'static str, command: std::process::Command) -> anyhow::Result<Self> {
+        let mut command = Command::from(command);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
+        // SAFETY: between fork and exec the closure makes one system call and allocates nothing.
+        unsafe {
+            command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGTERM)?));
+        }
+        let mut process = command.spawn().with_context(|| format!("cannot start {name}"))?;
+        let lines = process.stdout.take().map(|stdout| BufReader::new(stdout).lines());
+        Ok(Self { name, process, lines })
+    }
+
+    /// Resolves when the process has printed a line that begins with `text`.
+    ///
+    /// # Errors
+    /// When it ends without.
+    pub(super) async fn printed(&mut self, text: &str) -> anyhow::Result<()> {
+        while let Some(line) = self.next_line().await? {
+            output::announce(&line);
+            if line.starts_with(text) {
+                return Ok(());
+            }
+        }
+        let code = self.ended().await?;
+        bail!("{} ended with exit code {code}", self.name)
+    }
+
+    /// Passes on what the process prints until it has ended. Returns its exit code, as a shell has
+    /// it.
+    pub(super) async fn ended(&mut self) -> io::Result<u8> {
+        while let Some(line) = self.next_line().await? {
+            output::announce(line);
+        }
+        Ok(exit_code(self.process.wait().await?))
+    }
+
+    /// SIGTERM, once more after half of `limit`, when a daemon of ours stops to wait for open files,
+    /// and SIGKILL at its end.
+    pub(super) async fn stop(&mut self, limit: Duration) {
+        for _ in 0..2 {
+            self.signal(Signal::SIGTERM);
+            if timeout(limit / 2, self.process.wait()).await.is_ok() {
+                return;
+            }
+        }
+        tracing::warn!("{} does not end within {limit:?}, and is killed", self.name);
+        self.signal(Signal::SIGKILL);
+        let _ = timeout(KILL_TIMEOUT, self.process.wait()).await;
+    }
+
+    fn signal(&self, signal: Signal) {
+        // Until it has been waited for, the number is that of no other process.
+        if let Some(pid) = self.process.id() {
+            let _ = kill(Pid::from_raw(pid.cast_signed()), signal);
+        }
+    }
+
+    async fn next_line(&mut self) -> io::Result<Option<String>> {
+        match &mut self.lines {
+            Some(lines) => lines.next_line().await,
+            None => Ok(None),
+        }
+    }
+}
+
+fn exit_code(status: ExitStatus) -> u8 {
+    let killed = status.signal().map(|signal| 128 + signal);
+    status.code().or(killed).and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Child {
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", script]);
+        Child::start("the script", command).unwrap()
+    }
+
+    #[tokio::test]
+    async fn lines_are_awaited_and_exit_codes_passed_on() {
+        let mut child = shell("echo first; echo ready at /x; exit 7");
+        child.printed("ready ").await.unwrap();
+        assert_eq!(child.ended().await.unwrap(), 7);
+        let error = shell("exit 3").printed("ready ").await.unwrap_err().to_string();
+        assert_eq!(error, "the script ended with exit code 3");
+        assert_eq!(shell("kill -9 $$").ended().await.unwrap(), 128 + 9);
+    }
+
+    #[tokio::test]
+    async fn what_does_not_end_is_killed() {
+        let mut child = shell("trap '' TERM; echo ready; while :; do sleep 1; done");
+        child.printed("ready").await.unwrap();
+        child.stop(Duration::from_millis(100)).await;
+        assert_eq!(child.process.wait().await.unwrap().signal(), Some(9));
+    }
+}
