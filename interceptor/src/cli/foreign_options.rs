@@ -243,7 +243,7 @@ impl TypedOption {
     }
 }
 
-/// Takes the arguments behind `weed mount` apart, as `weed` does: up to the first that is no option.
+/// Takes the arguments behind `weed mount` apart, up to the first that is no option.
 pub(super) fn split_weed_arguments(arguments: &[OsString]) -> Vec<TypedOption> {
     let (mut options, mut rest) = (Vec::new(), arguments.iter().map(|argument| argument.to_string_lossy()));
     while let Some(argument) = rest.next() {

@@ -2,10 +2,10 @@
 //! volume, in the place of SeaweedFS's own program.
 //!
 //! ```text
-//!  mount service ── exec ──► weed mount -readOnly … ──► interceptor mount      at the volume's path
-//!                            weed mount …           ──► weed mount             at a private path
-//!                                                       interceptor attach     over it
-//!                                                       a bind mount of both   at the volume's path
+//!  mount service ── exec ──► weed mount -readOnly … ──► interceptor mount     at the volume's path
+//!                            weed mount …           ──► weed mount            at a private path
+//!                                                       interceptor attach    over it
+//!                                                       a bind mount of both  at the volume's path
 //!                            weed version, …        ──► the real program
 //! ```
 //!

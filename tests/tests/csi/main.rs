@@ -11,8 +11,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::statvfs::statvfs;
 use nix::unistd::Pid;
 use tests::{BindMount, Cluster, Pattern, Shared, eventually, host, reading, tools};
 
@@ -42,7 +44,7 @@ fn content(volume: &str) -> Vec<u8> {
 fn service(volumes: &[&str]) -> MountService {
     let cluster = cluster();
     for volume in volumes {
-        cluster.filer().put(&format!("/buckets/{volume}/file"), &content(volume), "").unwrap();
+        cluster.filer().put(&format!("/volumes/{volume}/file"), &content(volume), "").unwrap();
     }
     MountService::new(&cluster.filer_addresses())
 }
@@ -135,7 +137,7 @@ fn ten_volumes_are_mounted_used_and_unmounted() {
         assert_eq!(fs::read(&written).unwrap(), bytes, "{name}");
         let filer = cluster().filer();
         let is_there =
-            || filer.get(&format!("/buckets/{name}/written")).ok().filter(|stored| *stored == bytes);
+            || filer.get(&format!("/volumes/{name}/written")).ok().filter(|stored| *stored == bytes);
         eventually("the written file at the filer", WAIT_TIMEOUT, is_there).unwrap();
     }
     for (name, mut volume, pod) in volumes {
@@ -189,9 +191,11 @@ fn a_killed_program_leaves_nothing_and_its_volume_is_mounted_anew() {
     for (name, is_read_only) in [("killed-read", true), ("killed-written", false)] {
         let mut volume = service.mount(name, is_read_only, &[]).unwrap();
         let processes = descendants(own_pid(&volume));
+        let private = private_mount_point(&volume.path);
         volume.process.kill();
         volume.clean_up().unwrap();
         await_end(&processes);
+        unmount_private(&private);
         let mut volume = service.mount(name, is_read_only, &[]).unwrap();
         assert_eq!(mounted_types(&volume.path).len(), 1, "{name}");
         assert_has_the_file(&volume.path, name);
@@ -279,6 +283,9 @@ fn the_service_starts_anew_over_what_a_killed_container_left() {
         let mut volume = service.mount(name, is_read_only, &[]).unwrap();
         let processes = descendants(own_pid(&volume));
         let private = private_mount_point(&volume.path);
+        // A daemon that has begun asks its own mount, and cannot be killed while it is stopped then.
+        let has_begun = || service.log(name).contains("\nstatus http").then_some(());
+        eventually("the daemon's last words", WAIT_TIMEOUT, has_begun).unwrap();
         // A container's end kills all of its processes: none can react to the end of another.
         for &process in processes.iter().chain([&own_pid(&volume)]) {
             kill(process, Signal::SIGSTOP).unwrap();
@@ -288,11 +295,15 @@ fn the_service_starts_anew_over_what_a_killed_container_left() {
         }
         assert_eq!(volume.process.wait(WAIT_TIMEOUT).unwrap().signal(), Some(9));
         await_end(&processes);
-        let is_dead =
-            || fs::metadata(&volume.path).err()?.raw_os_error().filter(|code| *code == libc::ENOTCONN);
+        // `stat` may be answered from the kernel's cache.
+        let is_dead = || (statvfs(&volume.path) == Err(Errno::ENOTCONN)).then_some(());
         eventually("a dead mount", WAIT_TIMEOUT, is_dead).unwrap();
         // With the container its own mounts are gone; here there is none.
         unmount_private(&private);
+        if is_read_only {
+            service.enter_container();
+            assert!(!is_mount_point(&volume.path).unwrap(), "{name}");
+        }
         let mut anew = service.mount(name, is_read_only, &[]).unwrap();
         assert_eq!(mounted_types(&anew.path).len(), 1, "{name}");
         assert_has_the_file(&anew.path, name);

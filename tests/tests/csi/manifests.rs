@@ -1,5 +1,5 @@
-//! The manifests for Kubernetes, against the types of its API. The chart of the driver has no schema,
-//! so of the values for it only the names are checked.
+//! The manifests for Kubernetes, against the types of its API. The chart of the driver has no
+//! schema, so of the values for it only the names are checked.
 
 use std::fs;
 use std::path::Path;

@@ -73,6 +73,14 @@ impl MountService {
         command
     }
 
+    /// Runs the entrypoint of the image, up to the driver's own program, which is not here.
+    pub(crate) fn enter_container(&self) {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/kubernetes/entrypoint.sh");
+        let mut command = Command::new("sh");
+        command.arg(script).env("KUBELET_PLUGINS", self.home.path().join("staging"));
+        assert_eq!(command.output().unwrap().status.code(), Some(127));
+    }
+
     /// The path at which a volume is staged.
     pub(crate) fn staging_path(&self, volume: &str) -> PathBuf {
         self.home.path().join("staging").join(volume)
@@ -83,7 +91,7 @@ impl MountService {
         fs::read_to_string(self.home.path().join(format!("{volume}.log"))).unwrap_or_default()
     }
 
-    /// Mounts the filer's directory `/buckets/VOLUME`, with the driver's arguments and `more`.
+    /// Mounts the filer's directory `/volumes/VOLUME`, with the driver's arguments and `more`.
     pub(crate) fn mount(
         &self,
         volume: &str,
@@ -108,9 +116,10 @@ impl MountService {
         ];
         arguments.extend(is_read_only.then(|| "-readOnly".to_owned()));
         arguments.extend([
-            format!("-collection={volume}"),
+            // One for all, as each takes several volumes of the cluster.
+            "-collection=shared".to_owned(),
             format!("-filer={}", self.filers),
-            format!("-filer.path=/buckets/{volume}"),
+            format!("-filer.path=/volumes/{volume}"),
             "-cacheCapacityMB=0".to_owned(),
             "-cacheMetaTtlSec=60".to_owned(),
             "-concurrentReaders=128".to_owned(),

@@ -41,11 +41,12 @@ pub(super) struct PackageContents(Vec<PackageEntry>);
 const HELPERS: [&str; 2] = ["usr/sbin/mount.interceptor", "usr/sbin/mount.fuse.interceptor"];
 
 /// Files of the source tree, and where they go.
-const SOURCES: [(&str, &str); 13] = [
+const SOURCES: [(&str, &str); 14] = [
     ("packaging/example.toml", "usr/share/doc/interceptor/examples/mount.toml"),
     ("doc/grafana/interceptor.json", "usr/share/doc/interceptor/grafana/interceptor.json"),
     ("doc/prometheus/interceptor.rules.yml", "usr/share/doc/interceptor/prometheus/interceptor.rules.yml"),
     ("packaging/kubernetes/Containerfile", "usr/share/doc/interceptor/kubernetes/Containerfile"),
+    ("packaging/kubernetes/entrypoint.sh", "usr/share/doc/interceptor/kubernetes/entrypoint.sh"),
     ("packaging/kubernetes/rdma-engine.yaml", "usr/share/doc/interceptor/kubernetes/rdma-engine.yaml"),
     ("packaging/kubernetes/values.yaml", "usr/share/doc/interceptor/kubernetes/values.yaml"),
     ("doc/INSTALL.md", "usr/share/doc/interceptor/INSTALL.md"),

@@ -63,8 +63,8 @@ impl Child {
         Ok(exit_code(self.process.wait().await?))
     }
 
-    /// SIGTERM, once more after half of `limit`, when a daemon of ours stops to wait for open files,
-    /// and SIGKILL at its end.
+    /// SIGTERM, once more after half of `limit`, so that a daemon of ours does not wait for open
+    /// files any longer, and SIGKILL at its end.
     pub(super) async fn stop(&mut self, limit: Duration) {
         for _ in 0..2 {
             self.signal(Signal::SIGTERM);

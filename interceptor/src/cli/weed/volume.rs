@@ -3,7 +3,8 @@
 //! The mount service knows one process for each volume, this one. It starts it, waits ten seconds
 //! for the mount point, ends it by SIGTERM and kills it five seconds later; if it ends by itself,
 //! the service unmounts the path, and the driver makes the volume anew. So the volume ends with any
-//! of its processes, and its path is unmounted first. Deadlines here are shorter than the service's.
+//! of its processes, and its path is unmounted first. Deadlines here are shorter than those of the
+//! service.
 
 use std::env;
 use std::ffi::OsString;
