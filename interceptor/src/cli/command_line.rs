@@ -50,7 +50,7 @@ pub(super) fn run(options: &ConfigOptions) -> Result<ExitCode, CommandFailure> {
     if is_mount {
         let (mount, in_effect) = mount_options(&line)?;
         values.clone_from(&in_effect);
-        let mut plan = mount_plan(mount, in_effect, typed, &line.settings)?;
+        let (mut plan, _) = mount_plan(mount, in_effect, typed, &line.settings)?;
         if options.is_check() {
             plan.load_secrets()?;
         }

@@ -40,6 +40,7 @@ use daemon::documents::DocumentsOptions;
 use daemon::logs;
 use daemon::output::{self, OutputError};
 use daemon::version::{self, SourceCommit};
+use tracing_subscriber::EnvFilter;
 
 use attach::AttachOptions;
 use check::CheckOptions;
@@ -381,9 +382,7 @@ unsafe fn run_mount(
     ignored: Vec<String>,
 ) -> Result<ExitCode, CommandFailure> {
     let (options, in_effect) = mount_options(line)?;
-    let level = options.log.log_level.clone();
-    let mut plan = mount_plan(options, in_effect, typed.to_vec(), &line.settings)?;
-    let filter = logs::filter(level.as_deref()).map_err(CommandFailure::usage)?;
+    let (mut plan, filter) = mount_plan(options, in_effect, typed.to_vec(), &line.settings)?;
     plan.load_secrets()?;
     if plan.is_restart() {
         plan.restart(typed)?;
@@ -398,18 +397,20 @@ unsafe fn run_mount(
     Ok(unsafe { mount::supervised(plan, true, &mut || Ok(()), fail) }?)
 }
 
-/// What is possible with these options. An error names the place of what is wrong.
+/// What is possible with these options, and what is to be logged. An error names the place of what
+/// is wrong.
 fn mount_plan(
     options: MountOptions,
     in_effect: BTreeMap<String, String>,
     typed: Vec<OsString>,
     settings: &Settings,
-) -> Result<MountPlan, CommandFailure> {
+) -> Result<(MountPlan, EnvFilter), CommandFailure> {
     let wrong = |option: &str, reason: String| CommandFailure::Usage(settings.wrong(option, reason));
-    if let Err(error) = logs::filter(options.log.log_level.as_deref()) {
-        return Err(wrong("log-level", error.to_string()));
-    }
-    MountPlan::new(options, in_effect, typed).map_err(|error| wrong(error.option(), error.to_string()))
+    let filter = logs::filter(options.log.log_level.as_deref())
+        .map_err(|error| wrong("log-level", error.to_string()))?;
+    let plan = MountPlan::new(options, in_effect, typed)
+        .map_err(|error| wrong(error.option(), error.to_string()))?;
+    Ok((plan, filter))
 }
 
 fn run_attach(options: &AttachOptions, line: &ConfiguredLine) -> Result<ExitCode, CommandFailure> {

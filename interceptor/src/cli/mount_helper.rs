@@ -29,7 +29,7 @@ use nix::unistd::{ForkResult, Pid, dup2_stderr, dup2_stdin, dup2_stdout, fork, g
 use super::command_line::parse;
 use super::foreign_options::{self, TypedOption};
 use super::mount::{self, MountPlan};
-use super::{Cli, CommandFailure, mount_options};
+use super::{Cli, CommandFailure, mount_options, mount_plan};
 
 /// The names under which this program is a helper of mount(8).
 pub(super) const NAMES: [&str; 2] = ["mount.interceptor", "mount.fuse.interceptor"];
@@ -208,9 +208,7 @@ fn prepare(parsed: &HelperArguments) -> anyhow::Result<PreparedMount> {
     let (_, line) = parse(&typed).map_err(|error| anyhow!("{}", without_hints(&error.to_string())))?;
     let (mut mount, in_effect) = mount_options(&line).map_err(reason)?;
     mount.make_paths_absolute().context("cannot find the working directory")?;
-    let filter = logs::filter(mount.log.log_level.as_deref())?;
-    let plan = MountPlan::new(mount, in_effect, typed)
-        .map_err(|error| anyhow!("{}", line.settings.wrong(error.option(), error.to_string())))?;
+    let (plan, filter) = mount_plan(mount, in_effect, typed, &line.settings).map_err(reason)?;
     Ok(PreparedMount { plan, filter, log_file, ignored: translated.ignored })
 }
 

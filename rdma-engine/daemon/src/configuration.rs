@@ -398,11 +398,7 @@ impl<'a> KnownOptions<'a> {
             } else if let Some(meant) = mistyped(name, self.names().chain([FILE_OPTION])) {
                 // Others may have variables that begin so, such as Kubernetes for a service.
                 let meant = meant.replace('-', "_").to_uppercase();
-                let reason = format!("there is no such option; {prefix}{meant} is one");
-                return Err(ConfigurationError::Setting {
-                    origin: SettingOrigin::Variable(variable),
-                    reason,
-                });
+                return wrong(format!("there is no such option; {prefix}{meant} is one"));
             }
         }
         Ok(found)
