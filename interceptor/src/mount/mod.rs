@@ -372,8 +372,12 @@ impl Mount {
     /// # Errors
     /// When the kernel or `fusermount3` refuses.
     pub async fn unmount(&self, grace: Duration) -> Result<(), MountError> {
-        let (at, table) = (self.at.clone(), self.table.clone());
-        let unmounted = tokio::task::spawn_blocking(move || unmount::unmount(&at, &table));
+        let (at, table, session) = (self.at.clone(), self.table.clone(), self.session.clone());
+        let unmounted = tokio::task::spawn_blocking(move || match session.is_unmounted() {
+            // The kernel may have given both of its numbers to another mount.
+            true => Ok(()),
+            false => unmount::unmount(&at, &table),
+        });
         let unmounted = unmounted.await.map_err(|panic| MountError::Session(std::io::Error::other(panic)));
         // A mount that cannot be removed, as another one covers it, is not to be taken over either.
         self.supervisor.removed();

@@ -301,8 +301,11 @@ impl Overlay {
     /// over. After that, requests for them fail with `ENOTCONN` (`ECONNABORTED`
     /// if they are in flight).
     pub async fn detach(&self, grace: Duration) {
-        let at = self.at.clone();
-        let _ = tokio::task::spawn_blocking(move || unmount::detach(&at)).await;
+        // Of a layer that was unmounted, the kernel may have given both numbers to another mount.
+        if !self.session.is_unmounted() {
+            let at = self.at.clone();
+            let _ = tokio::task::spawn_blocking(move || unmount::detach(&at)).await;
+        }
         self.supervisor.removed();
         self.session.drain(&self.at, grace).await;
     }
