@@ -141,9 +141,9 @@ impl OngoingStep<'_> {
         self.finish(|_| ());
     }
 
-    /// Ends it with an error.
-    pub fn fail(mut self, error: &dyn Display) {
-        self.finish(|step| step.error = Some(error.to_string()));
+    /// Ends it with what came of it.
+    pub fn end_with<T, E: Display>(mut self, outcome: &Result<T, E>) {
+        self.finish(|step| step.error = outcome.as_ref().err().map(E::to_string));
     }
 
     /// Ends a request over `source` whose response began at `first_byte`.
@@ -192,7 +192,7 @@ mod tests {
     fn short_waits_are_left_out_and_work_is_not() {
         let timeline = Timeline::default();
         timeline.begin(StepKind::Memory).end();
-        timeline.begin_at(StepKind::Queue, "a:1").fail(&"full");
+        timeline.begin_at(StepKind::Queue, "a:1").end_with(&Err::<(), _>("full"));
         timeline.begin_at(StepKind::Queue, "b:2").backdated(Duration::from_millis(3)).end();
         timeline.begin_at(StepKind::Request, "b:2").end_request("http", None, &Ok::<_, String>(()));
         drop(timeline.begin_at(StepKind::Request, "c:3"));
@@ -217,9 +217,9 @@ mod tests {
     fn a_fetch_that_is_tried_for_long_keeps_a_bounded_number() {
         let timeline = Timeline::default();
         for _ in 0..10 * MAX_STEPS {
-            timeline.begin(StepKind::Request).fail(&"refused");
+            timeline.begin(StepKind::Request).end_with(&Err::<(), _>("refused"));
         }
-        timeline.begin(StepKind::Request).fail(&"the last");
+        timeline.begin(StepKind::Request).end_with(&Err::<(), _>("the last"));
         let steps = timeline.steps();
         assert_eq!((steps.len(), steps[MAX_STEPS - 1].error.as_deref()), (MAX_STEPS, Some("the last")));
     }

@@ -180,10 +180,7 @@ impl Fetcher {
             let looking = timeline.begin(StepKind::Lookup);
             let cx = self.context(chunk, priority, &attempts, timeline);
             let located = self.replicas.locate(stale.as_ref(), &cx).await;
-            match &located {
-                Ok(_) => looking.end(),
-                Err(error) => looking.fail(error),
-            }
+            looking.end_with(&located);
             let is_located = located.is_ok();
             let found = located.unwrap_or_else(|error| {
                 self.metrics.fetch_error(Source::Http, "lookup");

@@ -99,16 +99,8 @@ impl Replica {
     ) -> Result<Source, VolumeError> {
         let queued = cx.timeline.begin_at(StepKind::Queue, self.endpoint.authority());
         let acquired = self.acquire_permit(cx, request.bytes(cx.chunk)).await;
-        let (permit, deadlines) = match acquired {
-            Ok(acquired) => {
-                queued.end();
-                acquired
-            }
-            Err(error) => {
-                queued.fail(&error);
-                return Err(error);
-            }
-        };
+        queued.end_with(&acquired);
+        let (permit, deadlines) = acquired?;
         permit.run(cx.priority, self.send(cx, request, progress, deadlines)).await
     }
 

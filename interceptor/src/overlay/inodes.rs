@@ -420,6 +420,11 @@ pub(super) struct InodeTable {
     reclaiming: Mutex<()>,
 }
 
+/// Whether there is no descriptor left.
+fn is_exhaustion(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+}
+
 /// How many descriptors are closed after `EMFILE`.
 const MAX_FDS_PER_RECLAIM: usize = 1024;
 
@@ -521,7 +526,7 @@ impl InodeTable {
     pub(super) fn with_fd_reclaim<T: AsFd>(&self, open: impl Fn() -> io::Result<T>) -> io::Result<T> {
         let open = || open().and_then(|opened| self.fds.admit(opened));
         match open() {
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+            Err(error) if is_exhaustion(&error) => {
                 let _ = self.over_limit.try_send(());
                 // One thread at a time, and a bounded number: each pass scans the table.
                 match self.reclaiming.try_lock() {
@@ -536,7 +541,7 @@ impl InodeTable {
 
     fn log_exhaustion(&self, error: &io::Error) {
         static LIMIT: LogLimit = LogLimit::new();
-        if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+        if is_exhaustion(error)
             && let Some(left_out) = LIMIT.admit("")
         {
             let (limit, left_out) = (self.fds.limits.requests, left_out.field());

@@ -187,15 +187,15 @@ impl Reader {
                     let waiting = reader.metrics.slow_reads().begin(target, arrival);
                     let timeline = Timeline::default();
                     let resolving = timeline.begin(StepKind::Layout);
-                    let layout = match reader.layout(&file, arrival).await {
+                    let resolved = reader.layout(&file, arrival).await;
+                    resolving.end_with(&resolved);
+                    let layout = match resolved {
                         Ok(layout) => layout,
                         Err(error) => {
-                            resolving.fail(&error);
                             waiting.end(Some(&error), &[timeline]);
                             return Err(error);
                         }
                     };
-                    resolving.end();
                     // The cluster may take longer to cache a remote object than a read may take.
                     let limit = if was_remote { Arrival::now() } else { arrival };
                     let resolved = Some((arrival, timeline.clone()));

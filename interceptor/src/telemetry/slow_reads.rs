@@ -128,14 +128,13 @@ impl SlowReads {
     }
 
     /// A read that arrived at `arrival` waits from now on.
-    pub fn begin(&self, target: ReadTarget<'_>, arrival: Arrival) -> WaitingRead<'_> {
+    pub fn begin<'a>(&'a self, target: ReadTarget<'a>, arrival: Arrival) -> WaitingRead<'a> {
         let begun = Instant::now() - arrival.elapsed();
         let mut waiting = self.waiting.lock();
         waiting.next += 1;
         let key = (begun, waiting.next);
         waiting.reads.insert(key, target.path.into());
-        let ReadTarget { offset, len, caller, .. } = target;
-        WaitingRead { slow_reads: self, key, offset, len, caller }
+        WaitingRead { slow_reads: self, key, target }
     }
 
     /// How many reads were slow since the start.
@@ -189,9 +188,7 @@ impl SlowReads {
 pub struct WaitingRead<'a> {
     slow_reads: &'a SlowReads,
     key: (Instant, u64),
-    offset: u64,
-    len: usize,
-    caller: u32,
+    target: ReadTarget<'a>,
 }
 
 impl WaitingRead<'_> {
@@ -199,20 +196,20 @@ impl WaitingRead<'_> {
     pub fn end(self, error: Option<&dyn Display>, timelines: &[Timeline]) {
         let begun = self.key.0;
         let elapsed = begun.elapsed();
-        let Some(path) = self.slow_reads.waiting.lock().reads.remove(&self.key) else { return };
         if elapsed < Duration::from_micros(self.slow_reads.threshold.load(Relaxed)) {
             return;
         }
         let mut steps: Vec<_> = timelines.iter().flat_map(Timeline::steps).collect();
         steps.sort_by_key(|step| step.begun);
+        let ReadTarget { path, offset, len, caller } = self.target;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.slow_reads.keep(SlowRead {
             at: now.as_secs_f64(),
-            path: path.into(),
-            offset: self.offset,
-            len: self.len as u64,
-            caller: self.caller,
-            caller_name: thread_name(self.caller),
+            path: path.to_owned(),
+            offset,
+            len: len as u64,
+            caller,
+            caller_name: thread_name(caller),
             seconds: elapsed.as_secs_f64(),
             error: error.map(|error| error.to_string()),
             steps: steps.into_iter().map(|step| SlowStep::new(step, begun)).collect(),
