@@ -272,10 +272,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, commit: SourceCommit)
     if is_called(&arguments, &[weed::NAME]) {
         return weed::run(&arguments);
     }
-    let features = [("ebpf", ebpf::is_built_in()), ("verbs", rdma_engine::HAS_VERBS)];
-    let text = version::long_text(env!("CARGO_PKG_VERSION"), commit, &features);
     if asks_for_version(&arguments) {
-        let printed = output::print(format_args!("interceptor {text}\n"));
+        let printed = output::print(format_args!("interceptor {}\n", version_text(commit)));
         return if printed.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     let mut ignored = Vec::new();
@@ -291,7 +289,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, commit: SourceCommit)
         }
     }
     let outcome = match parse(&arguments) {
-        Ok((cli, line)) => run(&cli.command, &line, &arguments, ignored, &text),
+        Ok((cli, line)) => run(&cli.command, &line, &arguments, ignored, commit),
         Err(LineError::Parser(error)) => return output::explain_usage(&error),
         Err(LineError::Configuration(error)) => Err(CommandFailure::usage(error)),
     };
@@ -318,7 +316,7 @@ fn run(
     line: &ConfiguredLine,
     typed: &[OsString],
     ignored: Vec<String>,
-    version: &str,
+    commit: SourceCommit,
 ) -> Result<ExitCode, CommandFailure> {
     let done = |outcome: anyhow::Result<()>| Ok(outcome.map(|()| ExitCode::SUCCESS)?);
     match command {
@@ -333,7 +331,7 @@ fn run(
         Command::Unmount(options) => done(unmount::run(options)),
         Command::Reload(options) => done(reload::run(options)),
         Command::Check(options) => Ok(check::run(options)?),
-        Command::Doctor(options) => Ok(doctor::run(options, line, version)?),
+        Command::Doctor(options) => Ok(doctor::run(options, line, &version_text(commit))?),
         Command::Config(options) => command_line::run(options),
         Command::Documents(options) => Ok(write_documents(options)?),
     }
@@ -343,6 +341,12 @@ fn run(
 fn is_called(arguments: &[OsString], names: &[&str]) -> bool {
     let name = arguments.first().and_then(|program| Path::new(program).file_name());
     name.is_some_and(|name| names.iter().any(|other| name == *other))
+}
+
+/// Version, commit and features.
+fn version_text(commit: SourceCommit) -> String {
+    let features = [("ebpf", ebpf::is_built_in()), ("verbs", rdma_engine::HAS_VERBS)];
+    version::long_text(env!("CARGO_PKG_VERSION"), commit, &features)
 }
 
 /// Whether `--version` is typed, which the parser answers with one line only.
