@@ -23,6 +23,7 @@ use nix::unistd::pipe2;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::patience;
 use crate::process::Process;
 
 /// Longest wait for an answer of the browser.
@@ -162,8 +163,9 @@ impl Browser {
     /// Waits until an expression is true.
     ///
     /// # Errors
-    /// When it is not within `limit`.
+    /// When it is not within the [`patience`] that `limit` asks for.
     pub fn wait_until(&mut self, expression: &str, limit: Duration) -> anyhow::Result<()> {
+        let limit = patience(limit);
         let deadline = Instant::now() + limit;
         while self.value(expression)? != Value::Bool(true) {
             ensure!(Instant::now() < deadline, "not within {limit:?}: {expression}");

@@ -63,7 +63,14 @@ pub use terminal::Terminal;
 
 use std::time::{Duration, Instant};
 
-/// Polls `condition` every few milliseconds until it gives a value, for at most `limit`.
+/// The longest wait for something that takes `limit` at most on an idle machine: a busy one, or an
+/// emulated one, is several times as slow, and no test fails for that.
+pub fn patience(limit: Duration) -> Duration {
+    4 * limit
+}
+
+/// Polls `condition` every few milliseconds until it gives a value, for at most the [`patience`]
+/// that `limit` asks for.
 ///
 /// # Errors
 /// When the time is over; the text names `what` was awaited.
@@ -72,6 +79,7 @@ pub fn eventually<T>(
     limit: Duration,
     mut condition: impl FnMut() -> Option<T>,
 ) -> anyhow::Result<T> {
+    let limit = patience(limit);
     let deadline = Instant::now() + limit;
     loop {
         if let Some(value) = condition() {

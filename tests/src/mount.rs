@@ -350,7 +350,7 @@ impl Mount {
     /// Waits for the daemon's end.
     ///
     /// # Errors
-    /// When it still runs after ten seconds.
+    /// When it still runs after a multiple of the ten seconds that a daemon may take.
     pub fn wait(&mut self) -> anyhow::Result<ExitStatus> {
         self.process.wait(STOP_TIMEOUT)
     }

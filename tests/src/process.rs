@@ -23,6 +23,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo};
 
+use crate::patience;
+
 /// How much of a log an error shows, in bytes.
 const LOG_TAIL_BYTES: u64 = 2048;
 
@@ -122,8 +124,10 @@ impl Process {
     /// Waits for the end.
     ///
     /// # Errors
-    /// When the program still runs after `limit`; it is left running.
+    /// When the program still runs after the [`patience`] that `limit` asks for. It is left
+    /// running.
     pub fn wait(&mut self, limit: Duration) -> anyhow::Result<ExitStatus> {
+        let limit = patience(limit);
         let deadline = Instant::now() + limit;
         loop {
             if let Some(status) = self.exited() {

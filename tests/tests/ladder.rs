@@ -19,6 +19,11 @@ fn fallbacks(mount: &Mount) -> f64 {
     mount.metric("interceptor_fallbacks_total", &["to=\"http\""]).unwrap()
 }
 
+/// Requests that engines did not answer in time.
+fn missed_deadlines(mount: &Mount) -> f64 {
+    mount.metric("interceptor_fetch_errors_total", &["reason=\"deadline\""]).unwrap()
+}
+
 /// Whether mounts here are ours: `weed mount` asks no engines.
 fn is_ours(cluster: &Cluster) -> bool {
     host::can_mount() && Mount::builder(cluster).kind() == Kind::Interceptor
@@ -46,46 +51,56 @@ fn bytes_come_from_engines_and_are_those_of_the_filer() {
 
     let mut first = 0..;
     for transport in &host::transports() {
-        let mount = Mount::builder(&cluster).engines(&cluster, transport).start().unwrap();
-        // A read does not wait for an engine that takes long to connect, as emulated RDMA does.
-        // Each server has one.
-        for server in 1..=2 {
-            let asked_first = "an engine is asked first";
-            eventually("every engine to be connected", WAIT_TIMEOUT, || {
-                // In a directory of its own, so that no prefetch has brought it.
-                let file = format!("/first/{}/x", first.next().unwrap());
-                filer.put(&file, b"hello", "").unwrap();
-                let read =
-                    eventually("a new file", WAIT_TIMEOUT, || fs::read(mount.file(&file)).ok()).unwrap();
-                assert_eq!(read, b"hello");
-                (mount.log().unwrap().matches(asked_first).count() >= server).then_some(())
-            })
-            .unwrap();
-        }
-        let before = [fetched(&mount, transport), fetched(&mount, "http"), fallbacks(&mount)];
-        let file = File::open(mount.file("/large")).unwrap();
-        // Here and there first, which brings ranges, and then all of it.
-        for (offset, len) in [(5, 10), (4 << 20, 4096), ((8 << 20) - 3, 70_000), (LARGE - 100, 100)] {
-            let mut read = vec![0; len];
-            assert_eq!(reading::read_full(&file, &mut read, offset).unwrap(), len);
-            data::assert_same(&format!("{transport} at {offset}"), &read, &large.bytes(offset, len));
-        }
-        data::assert_same(
-            transport,
-            &fs::read(mount.file("/large")).unwrap(),
-            &large.bytes(0, LARGE as usize),
-        );
-        for size in [1, 100, 4096, 70_000] {
-            let read = fs::read(mount.file(&format!("/small/{size}"))).unwrap();
-            data::assert_same(transport, &read, &Pattern::new(size).bytes(0, size as usize));
-        }
-        data::assert_same(transport, &fs::read(mount.file("/text")).unwrap(), &text);
-        let after = [fetched(&mount, transport), fetched(&mount, "http"), fallbacks(&mount)];
-        assert!(after[0] - before[0] >= (LARGE as usize + text.len()) as f64, "{before:?} {after:?}");
-        assert_eq!(after[1..], before[1..], "nothing was left to the volume servers");
-        // RDMA brings it into the cache itself.
-        let shown = mount.metric("interceptor_cache_bytes", &["state=\"rdma\""]).unwrap();
-        assert_eq!(shown > 0.0, *transport == "verbs", "{shown}");
+        // A busy host may emulate RDMA so slowly that an engine misses its deadline, and then the
+        // volume servers are asked. That is another test's.
+        const ATTEMPTS: usize = 10;
+        let is_by_engines_alone = (0..ATTEMPTS).any(|_| {
+            let mount = Mount::builder(&cluster).engines(&cluster, transport).start().unwrap();
+            // A read does not wait for an engine that takes long to connect, as emulated RDMA does.
+            // Each server has one.
+            for server in 1..=2 {
+                let asked_first = "an engine is asked first";
+                eventually("every engine to be connected", WAIT_TIMEOUT, || {
+                    // In a directory of its own, so that no prefetch has brought it.
+                    let file = format!("/first/{}/x", first.next().unwrap());
+                    filer.put(&file, b"hello", "").unwrap();
+                    let read = eventually("a new file", WAIT_TIMEOUT, || fs::read(mount.file(&file)).ok());
+                    assert_eq!(read.unwrap(), b"hello");
+                    (mount.log().unwrap().matches(asked_first).count() >= server).then_some(())
+                })
+                .unwrap();
+            }
+            let before = [fetched(&mount, transport), fetched(&mount, "http"), fallbacks(&mount)];
+            let file = File::open(mount.file("/large")).unwrap();
+            // Here and there first, which brings ranges, and then all of it.
+            for (offset, len) in [(5, 10), (4 << 20, 4096), ((8 << 20) - 3, 70_000), (LARGE - 100, 100)] {
+                let mut read = vec![0; len];
+                assert_eq!(reading::read_full(&file, &mut read, offset).unwrap(), len);
+                data::assert_same(&format!("{transport} at {offset}"), &read, &large.bytes(offset, len));
+            }
+            data::assert_same(
+                transport,
+                &fs::read(mount.file("/large")).unwrap(),
+                &large.bytes(0, LARGE as usize),
+            );
+            for size in [1, 100, 4096, 70_000] {
+                let read = fs::read(mount.file(&format!("/small/{size}"))).unwrap();
+                data::assert_same(transport, &read, &Pattern::new(size).bytes(0, size as usize));
+            }
+            data::assert_same(transport, &fs::read(mount.file("/text")).unwrap(), &text);
+            if missed_deadlines(&mount) > 0.0 {
+                println!("an engine over {transport} was too slow: once more");
+                return false;
+            }
+            let after = [fetched(&mount, transport), fetched(&mount, "http"), fallbacks(&mount)];
+            assert!(after[0] - before[0] >= (LARGE as usize + text.len()) as f64, "{before:?} {after:?}");
+            assert_eq!(after[1..], before[1..], "nothing was left to the volume servers");
+            // RDMA brings it into the cache itself.
+            let shown = mount.metric("interceptor_cache_bytes", &["state=\"rdma\""]).unwrap();
+            assert_eq!(shown > 0.0, *transport == "verbs", "{shown}");
+            true
+        });
+        assert!(is_by_engines_alone, "engines over {transport} miss deadlines each time");
     }
 }
 
@@ -116,8 +131,11 @@ fn reads_survive_engines_that_end_and_use_them_again() {
                 data::assert_same(&format!("file {file} by {transport}"), &read, &content(file));
             }
         };
-        read(50);
-        assert!(fetched(&mount, transport) > 0.0);
+        eventually("an engine to be found", WAIT_TIMEOUT, || {
+            read(1);
+            (fetched(&mount, transport) > 0.0).then_some(())
+        })
+        .unwrap();
         // One that is gone.
         engine.kill();
         read(50);

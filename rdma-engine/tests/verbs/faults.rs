@@ -103,5 +103,5 @@ fn a_killed_peer_is_a_typed_error_in_time() {
     );
     let took = killed.unwrap().elapsed();
     println!("{error} after {} ms", took.as_millis());
-    assert!(took < Duration::from_secs(10), "{took:?}");
+    assert!(took < DEADLINE, "{took:?}");
 }

@@ -16,6 +16,7 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use tests::mount::interceptor_program;
+use tests::patience;
 use tests::process::Process;
 use tests::tools;
 
@@ -129,7 +130,7 @@ impl MountService {
         let log = self.home.path().join(format!("{volume}.log"));
         let process = Process::start(self.weed(&arguments), &log, STOP_TIMEOUT, Signal::SIGTERM)?;
         let mut mounted = MountedVolume { path, socket, cache, process };
-        let deadline = Instant::now() + MOUNT_TIMEOUT;
+        let deadline = Instant::now() + patience(MOUNT_TIMEOUT);
         while !is_mount_point(&mounted.path)? {
             if Instant::now() >= deadline {
                 mounted.process.terminate();

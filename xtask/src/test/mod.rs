@@ -42,7 +42,7 @@ const PROGRAM_TIMEOUT: Duration = Duration::from_secs(25 * 60);
 const FUZZ_SECONDS: u64 = 300;
 
 /// How long a guest may run.
-const GUEST_TIMEOUT: Duration = Duration::from_secs(10 * 60);
+const GUEST_TIMEOUT: Duration = Duration::from_secs(20 * 60);
 
 /// The tests that need two guests.
 const TWO_GUESTS: &str = "two_guests::";

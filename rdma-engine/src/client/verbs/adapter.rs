@@ -36,6 +36,7 @@ use crate::verbs::{
 const COMPLETION_QUEUE_CAPACITY: u32 = 8192;
 
 /// How long the thread sleeps without completions before it checks whether the adapter is in use.
+/// A completion for which no event came would be found then.
 const IDLE_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How long a spinning reader keeps its thread from other tasks.
