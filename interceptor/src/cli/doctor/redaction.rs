@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
-use regex::Regex;
+use regex_lite::Regex;
 
 /// What stands in the place of a secret.
 const REDACTED: &str = "[redacted]";
@@ -19,7 +19,8 @@ static LOOKS_SECRET: LazyLock<Regex> = LazyLock::new(|| {
     let pattern = r#"(?ix)
           (bearer\s+) [^\s"',;]+
         | (:// [^/\s:@"]* :) [^\s/@"]+ (@)
-        | ((?: password | passwd | secret | token | key ) =) [^\s,;&"']+
+        | ((?: password | passwd | secret | token | key ) \s* = \s* )
+          (?: \\? " [^"\n]* " | ' [^'\n]* ' | [^\s,;&"']+ )
         | \b eyJ [\w-]+ \. [\w-]+ \. [\w-]*
         | -----BEGIN\ [A-Z\ ]*PRIVATE\ KEY----- (?s: .*? ) (?: -----END\ [A-Z\ ]*KEY----- | $ )"#;
     Regex::new(pattern).expect("the pattern is right")
@@ -52,11 +53,10 @@ impl Redactor {
         if shortest.any(|secret| text.contains(secret)) {
             return String::new();
         }
-        let mut text =
-            LOOKS_SECRET.replace_all(text, format!("${{1}}${{2}}${{4}}{REDACTED}${{3}}")).into_owned();
-        for secret in &self.secrets {
-            text = text.replace(secret, REDACTED);
-        }
+        // First what is known: what only looks like a secret may be a part of one.
+        let text = self.secrets.iter().fold(text.to_owned(), |text, secret| text.replace(secret, REDACTED));
+        let text =
+            LOOKS_SECRET.replace_all(&text, format!("${{1}}${{2}}${{4}}{REDACTED}${{3}}")).into_owned();
         if self.secrets.iter().any(|secret| text.contains(secret)) { String::new() } else { text }
     }
 }
@@ -79,6 +79,13 @@ mod tests {
     }
 
     #[test]
+    fn a_known_secret_with_blanks_is_taken_out_whole() {
+        let redactor = Redactor::new(["the pass phrase".to_owned()]);
+        assert_eq!(redactor.redact("key = \"the pass phrase\" # x"), "key = [redacted] # x");
+        assert_eq!(redactor.redact("key=the pass phrase, x"), "key=[redacted], x");
+    }
+
+    #[test]
     fn nothing_is_left_of_texts_that_would_tell_a_short_secret() {
         let redactor = Redactor::new(["ab".to_owned(), "longer than that".into()]);
         assert_eq!(redactor.redact(r#"{"ability":"FUSE"}"#), "");
@@ -93,6 +100,9 @@ mod tests {
             ("sent eyJhbGciOiJIUzI1NiJ9.eyJmIjoxfQ.c2ln-x_y to it", "sent [redacted] to it"),
             ("https://user:pass@host:80/x", "https://user:[redacted]@host:80/x"),
             ("rw,password=a+b,uid=0", "rw,password=[redacted],uid=0"),
+            ("[jwt.signing]\nkey = \"a b, c\" # new", "[jwt.signing]\nkey = [redacted] # new"),
+            (r#"{"line":"key = \"a b\" # new"}"#, r#"{"line":"key = [redacted] # new"}"#),
+            ("secret='a b'; c", "secret=[redacted]; c"),
             ("-----BEGIN EC PRIVATE KEY-----\nMHc=\n-----END EC PRIVATE KEY-----\nx", "[redacted]\nx"),
         ] {
             assert_eq!(redactor.redact(text), expected);
