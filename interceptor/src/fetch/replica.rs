@@ -168,12 +168,11 @@ impl Replica {
         if let (Some(begun), false) = (progress.response.first_byte_at(), is_retry) {
             self.server.record_first_byte(bytes, begun - sent);
         }
-        if progress
-            .response
-            .last_byte_at()
-            .is_some_and(|last| last >= sent && last.elapsed() < UNRESPONSIVE_AFTER)
-        {
-            self.server.mark_responsive();
+        if let Some(last) = progress.response.last_byte_at().filter(|&last| last >= sent) {
+            self.server.record_answer();
+            if last.elapsed() < UNRESPONSIVE_AFTER {
+                self.server.mark_responsive();
+            }
         }
         outcome
     }
@@ -239,16 +238,15 @@ impl Replica {
     /// Marks the server, which has left a reader waiting since `since`, as unresponsive, and
     /// probes it in the background until it sends something again.
     pub(super) fn watch_unresponsive(&self, volumes: &VolumeClient, since: Instant) {
-        if !self.server.mark_unresponsive(since) {
-            return;
-        }
+        self.server.mark_unresponsive(since);
+        let Some(probe) = self.server.begin_probe() else { return };
         tracing::warn!(server = self.endpoint.authority(), "a volume server does not answer");
-        let (server, endpoint, volumes) = (self.server.clone(), self.endpoint.clone(), volumes.clone());
+        let (endpoint, volumes) = (self.endpoint.clone(), volumes.clone());
         tokio::spawn(async move {
-            while server.is_unresponsive() {
+            while probe.is_needed() {
                 let next = Instant::now() + UNRESPONSIVE_AFTER;
                 if volumes.answers(&endpoint, next).await {
-                    server.mark_responsive();
+                    probe.server().mark_responsive();
                 }
                 sleep_until(next).await;
             }
@@ -263,7 +261,7 @@ impl Replica {
     /// server of this one seems to have stopped.
     pub(super) fn record_lost_race(&self, progress: &RequestProgress, bytes: u64) -> bool {
         // A server is not to blame for a request that still waits here, or whose response comes.
-        let (Some(sent), None) = (progress.sent.get(), progress.response.first_byte_at()) else {
+        let (Some(sent), None) = (progress.sent.get(), progress.response.last_byte_at()) else {
             return false;
         };
         self.server.record_lost_race(bytes, sent.elapsed());

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt::Display;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -40,7 +40,7 @@ impl Unresponsive {
 }
 
 /// Counts a request that a reader waits for and that the server does not answer, until it is
-/// dropped.
+/// dropped. Until then what it is counted in stays ([`ServerState::mark_responsive`]).
 pub(super) struct UnansweredGuard<'a>(&'a ServerState);
 
 impl Drop for UnansweredGuard<'_> {
@@ -48,6 +48,25 @@ impl Drop for UnansweredGuard<'_> {
         if let Some(unresponsive) = &mut *self.0.unresponsive.lock() {
             unresponsive.requests = unresponsive.requests.saturating_sub(1);
         }
+    }
+}
+
+/// The right to probe a server that leaves readers waiting, which one task has at a time.
+pub(super) struct Probe(Arc<ServerState>);
+
+impl Probe {
+    /// The server that is probed.
+    pub(super) fn server(&self) -> &ServerState {
+        &self.0
+    }
+
+    /// Whether the server still leaves readers waiting. If it does not, the next that does is
+    /// another probe's.
+    pub(super) fn is_needed(&self) -> bool {
+        let unresponsive = self.0.unresponsive.lock();
+        let is_needed = unresponsive.is_some_and(|it| it.is_current());
+        self.0.is_probed.store(is_needed, Relaxed);
+        is_needed
     }
 }
 
@@ -59,6 +78,8 @@ pub(super) struct ServerState {
     /// Races that it has lost in a row without having sent a byte.
     lost_races: AtomicU32,
     unresponsive: Mutex<Option<Unresponsive>>,
+    /// Whether there is a [`Probe`]; written under the lock of `unresponsive`.
+    is_probed: AtomicBool,
     /// When it last sent something.
     last_response: Mutex<Option<Instant>>,
     last_error: LastError,
@@ -78,6 +99,11 @@ impl ServerState {
     /// Records that the response to a request for `bytes` began after `time`.
     pub(super) fn record_first_byte(&self, bytes: u64, time: Duration) {
         self.latency.lock().record(bytes, time);
+        self.lost_races.store(0, Relaxed);
+    }
+
+    /// Records that it answers, if only with an error.
+    pub(super) fn record_answer(&self) {
         self.lost_races.store(0, Relaxed);
     }
 
@@ -104,28 +130,26 @@ impl ServerState {
     }
 
     /// Records that since `since` it has sent nothing to a request that a reader waits for.
-    /// Returns whether this is new.
-    pub(super) fn mark_unresponsive(&self, since: Instant) -> bool {
+    pub(super) fn mark_unresponsive(&self, since: Instant) {
         let until = Instant::now() + UNRESPONSIVE_TIMEOUT;
         let mut unresponsive = self.unresponsive.lock();
         match unresponsive.as_mut().filter(|it| it.is_current()) {
-            Some(before) => {
-                before.until = until;
-                false
-            }
-            None => {
-                *unresponsive = Some(Unresponsive { since, requests: 0, until });
-                true
-            }
+            Some(before) => before.until = until,
+            None => *unresponsive = Some(Unresponsive { since, requests: 0, until }),
         }
     }
 
-    /// Counts an unanswered request, after [`mark_unresponsive`](Self::mark_unresponsive).
-    pub(super) fn count_unanswered(&self) -> UnansweredGuard<'_> {
-        if let Some(unresponsive) = &mut *self.unresponsive.lock() {
-            unresponsive.requests += 1;
-        }
-        UnansweredGuard(self)
+    /// Begins to probe it; `None` if it is probed already.
+    pub(super) fn begin_probe(self: &Arc<Self>) -> Option<Probe> {
+        let _unresponsive = self.unresponsive.lock();
+        (!self.is_probed.swap(true, Relaxed)).then(|| Probe(self.clone()))
+    }
+
+    /// Counts an unanswered request, after [`mark_unresponsive`](Self::mark_unresponsive); `None`
+    /// if it has sent something since.
+    pub(super) fn count_unanswered(&self) -> Option<UnansweredGuard<'_>> {
+        self.unresponsive.lock().as_mut()?.requests += 1;
+        Some(UnansweredGuard(self))
     }
 
     /// Records that it sends something.
@@ -205,6 +229,7 @@ impl ServerRegistry {
             latency: Mutex::default(),
             lost_races: AtomicU32::new(0),
             unresponsive: Mutex::default(),
+            is_probed: AtomicBool::new(false),
             last_response: Mutex::default(),
             last_error: LastError::default(),
         });

@@ -304,6 +304,16 @@ async fn a_server_that_sends_nothing_loses_races_and_is_then_asked_last() {
     assert_eq!(hedges(&fetcher), (3, 3));
 }
 
+/// That a server is busy is no beginning of a response: the next is asked while it is waited for.
+#[tokio::test]
+async fn a_busy_server_that_then_sends_nothing_is_overtaken() {
+    let busy = ScriptedServer::start(|nth, _| if nth == 0 { send(503, &[], b"") } else { vec![Step::Hold] });
+    let good = ScriptedServer::always(good());
+    let fetcher = near_and_far(&busy, &good);
+    assert_eq!(read(&fetcher).await.unwrap(), DATA);
+    assert_eq!(hedges(&fetcher), (1, 1));
+}
+
 #[tokio::test]
 async fn bytes_of_the_loser_never_reach_the_destination() {
     let wrong = [b'x'; DATA.len()];

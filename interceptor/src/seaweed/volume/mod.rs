@@ -12,7 +12,7 @@
 //! gets the file it opened. A server that does not have the volume may redirect; one redirect is
 //! followed. All errors are sorted by [`VolumeError::class`] into what a caller can do about them.
 //! After an error the destination's content is undefined. [`ResponseProgress`] tells a caller that
-//! may hedge whether the server has sent anything yet.
+//! may hedge whether the needle has begun to come.
 
 mod body;
 mod error;
@@ -76,7 +76,7 @@ impl NeedleEndpoint {
     }
 }
 
-/// When bytes of a response came. A server's error counts as a response.
+/// When bytes of a response came.
 #[derive(Debug, Default)]
 pub struct ResponseProgress {
     first_byte_at: OnceLock<Instant>,
@@ -84,21 +84,28 @@ pub struct ResponseProgress {
 }
 
 impl ResponseProgress {
-    /// When the first byte came; `None` if none has come yet.
+    /// When the first byte came of a response that is none of an error; `None` if none has come
+    /// yet.
     pub fn first_byte_at(&self) -> Option<Instant> {
         self.first_byte_at.get().copied()
     }
 
-    /// When the last byte so far came.
+    /// When the last byte so far came, of any response.
     pub fn last_byte_at(&self) -> Option<Instant> {
         *self.last_byte_at.lock()
     }
 
-    /// Records that bytes come now.
+    /// Records that bytes of the needle come now.
     pub fn record(&self) {
-        let now = Instant::now();
+        let now = self.record_answer();
         self.first_byte_at.get_or_init(|| now);
+    }
+
+    /// Records that bytes come now, of whatever it may be. Returns the time.
+    fn record_answer(&self) -> Instant {
+        let now = Instant::now();
         *self.last_byte_at.lock() = Some(now);
+        now
     }
 }
 
@@ -246,20 +253,20 @@ impl VolumeClient {
             std::iter::once(field).chain(token.as_deref().map(|token| ("Authorization", token))).collect();
         let target = endpoint.target(fid);
         let request = GetRequest { authority: endpoint.authority(), target: &target, fields: &fields };
-        let response = self.http.get(&request, deadlines).await?;
-        let Some(redirect) = Redirect::of(response.head(), endpoint.authority())? else {
-            progress.record();
-            return response::success(response).await;
-        };
-        drop(response);
-        let request =
-            GetRequest { authority: &redirect.authority, target: &redirect.target, fields: &fields };
-        let response = self.http.get(&request, deadlines).await?;
-        progress.record();
-        if Redirect::of(response.head(), &redirect.authority)?.is_some() {
-            return Err(VolumeError::Protocol("redirected more than once".to_owned()));
+        let mut response = self.http.get(&request, deadlines).await?;
+        if let Some(redirect) = Redirect::of(response.head(), endpoint.authority())? {
+            drop(response);
+            let request =
+                GetRequest { authority: &redirect.authority, target: &redirect.target, fields: &fields };
+            response = self.http.get(&request, deadlines).await?;
+            if Redirect::of(response.head(), &redirect.authority)?.is_some() {
+                return Err(VolumeError::Protocol("redirected more than once".to_owned()));
+            }
         }
-        response::success(response).await
+        progress.record_answer();
+        let response = response::success(response).await?;
+        progress.record();
+        Ok(response)
     }
 }
 
