@@ -7,12 +7,16 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use daemon::output;
+use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use nix::unistd::{Pid, getppid};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{self, ChildStdout, Command};
 use tokio::time::timeout;
+
+/// The most that is waited for of a line, in bytes; a longer one is passed on in pieces.
+const MAX_LINE_LENGTH: usize = 64 << 10;
 
 /// How long a killed process may take to be gone.
 const KILL_TIMEOUT: Duration = Duration::from_millis(200);
@@ -21,7 +25,9 @@ const KILL_TIMEOUT: Duration = Duration::from_millis(200);
 pub(super) struct Child {
     name: &'static str,
     process: process::Child,
-    lines: Option<Lines<BufReader<ChildStdout>>>,
+    output: Option<BufReader<ChildStdout>>,
+    /// What has come of a line.
+    line: Vec<u8>,
 }
 
 impl Child {
@@ -30,13 +36,19 @@ impl Child {
     pub(super) fn start(name: &'static str, command: std::process::Command) -> anyhow::Result<Self> {
         let mut command = Command::from(command);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
-        // SAFETY: between fork and exec the closure makes one system call and allocates nothing.
+        let parent = Pid::this();
+        let end_with_parent = move || {
+            prctl::set_pdeathsig(Signal::SIGTERM)?;
+            // It may have died just before.
+            if getppid() == parent { Ok(()) } else { Err(Errno::ESRCH.into()) }
+        };
+        // SAFETY: between fork and exec the closure makes two system calls and allocates nothing.
         unsafe {
-            command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGTERM)?));
+            command.pre_exec(end_with_parent);
         }
         let mut process = command.spawn().with_context(|| format!("cannot start {name}"))?;
-        let lines = process.stdout.take().map(|stdout| BufReader::new(stdout).lines());
-        Ok(Self { name, process, lines })
+        let output = process.stdout.take().map(BufReader::new);
+        Ok(Self { name, process, output, line: Vec::new() })
     }
 
     /// Resolves when the process has printed a line that begins with `text`.
@@ -84,11 +96,18 @@ impl Child {
         }
     }
 
+    /// The next line without its end; what is no UTF-8 is replaced. `None` at the end of the
+    /// output. May be dropped and called again.
     async fn next_line(&mut self) -> io::Result<Option<String>> {
-        match &mut self.lines {
-            Some(lines) => lines.next_line().await,
-            None => Ok(None),
+        let Some(output) = &mut self.output else { return Ok(None) };
+        let room = MAX_LINE_LENGTH - self.line.len();
+        output.take(room as u64).read_until(b'\n', &mut self.line).await?;
+        if self.line.is_empty() {
+            return Ok(None);
         }
+        let line = std::mem::take(&mut self.line);
+        let line = line.strip_suffix(b"\n").unwrap_or(&line);
+        Ok(Some(String::from_utf8_lossy(line).into_owned()))
     }
 }
 
@@ -115,6 +134,18 @@ mod tests {
         let error = shell("exit 3").printed("ready ").await.unwrap_err().to_string();
         assert_eq!(error, "the script ended with exit code 3");
         assert_eq!(shell("kill -9 $$").ended().await.unwrap(), 128 + 9);
+    }
+
+    #[tokio::test]
+    async fn any_output_is_passed_on() {
+        let mut child = shell("printf 'a\\377b\\n\\n'; head -c 100000 /dev/zero; printf '\\nready'");
+        assert_eq!(child.next_line().await.unwrap().unwrap(), "a\u{fffd}b");
+        assert_eq!(child.next_line().await.unwrap().unwrap(), "");
+        for length in [MAX_LINE_LENGTH, 100_000 - MAX_LINE_LENGTH] {
+            assert_eq!(child.next_line().await.unwrap().unwrap().len(), length);
+        }
+        child.printed("ready").await.unwrap();
+        assert_eq!(child.next_line().await.unwrap(), None);
     }
 
     #[tokio::test]
