@@ -146,7 +146,7 @@ fn a_wrong_key_and_a_missing_directory_are_found() {
     cluster.filer().put("/empty/.keep", b"", "").unwrap();
     let (code, document) = here.json(&["--filer", &filer, "--filer-path", "/empty"]);
     assert_eq!(code, Some(0), "{document:#}");
-    assert_found(&document, "reading over http", "ok", &["no file"]);
+    assert_found(&document, "reading over http", "untested", &["no file"]);
 
     let (code, said) = WorkingDirectory::with("[jwt.signing.read]\nkey = \"half a key\n").run(&[]);
     assert!(code == Some(1) && said.contains("no valid TOML, line 2"), "{said}");
@@ -170,6 +170,7 @@ fn volume_servers_that_are_cut_off_or_send_wrong_bytes_are_found() {
     let (code, document) = here.json(&args);
     assert_eq!(code, Some(1), "{document:#}");
     assert_found(&document, "reading over http", "missing", &["/file", "wrong bytes"]);
+    assert_eq!(document["mount_possible"], true, "the volume server is at fault");
 
     proxy.set(Fault::Refuse);
     let (code, document) = here.json(&args);
@@ -258,6 +259,20 @@ fn a_bundle_has_the_status_of_mounts_and_no_secret() {
     let texts = unpacked(&here.at("second.tar.gz"));
     let (_, told) = texts.iter().find(of_mount).unwrap();
     assert!(told.contains("--status-token-file"), "{told}");
+}
+
+#[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
+fn a_bundle_is_written_though_nobody_reads_what_is_printed() {
+    if !host::can_mount() {
+        return;
+    }
+    let here = WorkingDirectory::with("");
+    let mut command = Command::new(interceptor_program().unwrap());
+    command.args(["doctor", "--bundle", "report.tar.gz"]).current_dir(here.directory.path());
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    assert_eq!(command.stdout(full).status().unwrap().code(), Some(1));
+    assert!(fs::exists(here.at("report.tar.gz")).unwrap());
 }
 
 #[test]

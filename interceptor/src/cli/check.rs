@@ -159,13 +159,14 @@ impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match self.state {
             FindingState::Ok => "ok",
+            FindingState::Untested => "untested",
             FindingState::Lost => "lost",
             FindingState::Missing => "MISSING",
         };
         // Names of files and texts of peers may be in it.
         writeln!(f, "{:<28} {state:<8} {}", self.ability, plain(&self.found))?;
         match self.state {
-            FindingState::Ok => Ok(()),
+            FindingState::Ok | FindingState::Untested => Ok(()),
             FindingState::Lost | FindingState::Missing => {
                 writeln!(f, "{:37} without it: {}", "", self.lost)?;
                 writeln!(f, "{:37} to get it:  {}", "", self.remedy)

@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, ValueHint};
 use daemon::configuration::ConfiguredLine;
-use daemon::output;
+use daemon::output::{self, OutputError};
 use serde_json::json;
 
 use self::bundle::Bundle;
@@ -64,15 +64,15 @@ pub(super) fn run(options: &DoctorOptions, line: &ConfiguredLine, version: &str)
         .enable_all()
         .build()
         .context("cannot start threads")?;
-    let mut examination = Examination::default();
-    runtime.block_on(examination.conduct(options))?;
+    let mut examination = Examination::new(!options.check.json);
+    runtime.block_on(examination.conduct(options));
     // What waits for a peer is not waited for.
     runtime.shutdown_background();
 
-    let possible = is_mount_possible(&examination.findings);
+    let works = is_mount_possible(&examination.findings);
     let verdict = verdict::verdict(&examination.findings);
     let mut document = json!({
-        "mount_possible": possible,
+        "mount_possible": verdict::obstacles(&examination.findings).is_empty(),
         "verdict": verdict,
         "findings": examination.findings,
         "reads": examination.measurements,
@@ -87,48 +87,58 @@ pub(super) fn run(options: &DoctorOptions, line: &ConfiguredLine, version: &str)
     }
     if options.check.json {
         output::print(format_args!("{document}\n"))?;
-        return Ok(exit_code(possible));
+        return Ok(exit_code(works));
     }
+    // Only now: a closed standard output leaves the archive as it is.
+    examination.printed?;
     if let Some((path, names)) = bundled {
         output::print(format_args!("\n{} has\n  {}\n", path.display(), names.join("\n  ")))?;
     }
     output::print(format_args!("\n{}\n", plain(&verdict)))?;
-    Ok(exit_code(possible))
+    Ok(exit_code(works))
 }
 
 /// What has been found so far.
-#[derive(Default)]
 struct Examination {
     findings: Vec<Finding>,
     measurements: Vec<Measurement>,
+    /// Whether findings are printed as they come.
+    prints: bool,
+    /// How that has gone.
+    printed: Result<(), OutputError>,
 }
 
 impl Examination {
-    /// Looks at everything, and prints findings as they come, unless JSON is wanted.
-    async fn conduct(&mut self, options: &DoctorOptions) -> anyhow::Result<()> {
-        let print = |findings: &[Finding]| match options.check.json {
-            true => Ok(()),
-            false => findings.iter().try_for_each(output::print),
-        };
-        let CheckOutcome { mut findings, cluster } = check::check(&options.check).await;
-        findings.extend(limits::findings());
-        print(&findings)?;
-        self.findings = findings;
+    /// Nothing yet.
+    fn new(prints: bool) -> Self {
+        Self { findings: Vec::new(), measurements: Vec::new(), prints, printed: Ok(()) }
+    }
+
+    /// Looks at everything.
+    async fn conduct(&mut self, options: &DoctorOptions) {
+        let CheckOutcome { findings, cluster } = check::check(&options.check).await;
+        self.add(findings);
+        self.add(limits::findings());
         let Some(cluster) = cluster else {
             if options.check.filer.is_none() {
-                self.findings.push(test_read::not_measured("no filer is named (--filer)"));
-                print(&self.findings[self.findings.len() - 1..])?;
+                self.add([test_read::untested("no filer is named (--filer)")]);
             }
-            return Ok(());
+            return;
         };
         let (finding, files) = directory::examine(&cluster.filer, &options.filer_path).await;
-        print(std::slice::from_ref(&finding))?;
-        self.findings.push(finding);
+        self.add([finding]);
         let servers = &options.check.servers;
         let (findings, measurements) = test_read::read_from_each_source(&cluster, servers, &files).await;
-        print(&findings)?;
-        self.findings.extend(findings);
+        self.add(findings);
         self.measurements = measurements;
-        Ok(())
+    }
+
+    fn add(&mut self, findings: impl IntoIterator<Item = Finding>) {
+        for finding in findings {
+            if self.prints && self.printed.is_ok() {
+                self.printed = output::print(&finding);
+            }
+            self.findings.push(finding);
+        }
     }
 }

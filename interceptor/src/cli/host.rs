@@ -49,6 +49,8 @@ pub(super) struct Finding {
 pub(super) enum FindingState {
     /// It is there.
     Ok,
+    /// There was nothing to test it with.
+    Untested,
     /// It is not, and a mount works with less.
     Lost,
     /// It is not, and no mount is possible.

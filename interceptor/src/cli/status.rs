@@ -133,6 +133,8 @@ impl fmt::Display for Text<'_> {
             line("", &format_args!("in {window}: {layers}"))?;
         }
         if let Some(seconds) = report.time_saved.seconds {
+            // Without a sign before zero.
+            let seconds = (10.0 * seconds).round() / 10.0 + 0.0;
             line("time saved", &format_args!("about {seconds:.1} s of waiting (estimate)"))?;
         }
         for (size, ratio) in report.miss_ratio_curve.iter().flat_map(MissRatioCurve::hit_ratios) {

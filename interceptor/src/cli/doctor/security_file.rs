@@ -52,9 +52,17 @@ impl SecurityFile {
     /// Takes what follows the names in a file that is no TOML: a program that was told so may have
     /// written the line down.
     fn add_lines(&mut self, text: &str) {
-        for (name, value) in text.lines().filter_map(|line| line.split_once(['=', ' '])) {
-            let value = value.trim_matches(|letter: char| letter.is_whitespace() || "='\"".contains(letter));
-            self.add(name.trim().to_owned(), value);
+        for (name, value) in text.lines().filter_map(|line| line.trim_start().split_once(['=', ' '])) {
+            let value = value.trim_start_matches(|letter: char| letter.is_whitespace() || letter == '=');
+            let values: Vec<_> = match value.chars().next() {
+                Some(quote @ ('"' | '\'')) => value[1..].split(quote).take(1).collect(),
+                Some('[') => value.split(',').collect(),
+                _ => vec![value],
+            };
+            for value in values {
+                let is_around = |letter: char| letter.is_whitespace() || "'\"[]".contains(letter);
+                self.add(name.trim().to_owned(), value.trim_matches(is_around));
+            }
         }
     }
 
@@ -103,7 +111,9 @@ mod tests {
 
     #[test]
     fn a_file_that_is_no_toml_has_secrets_as_well() {
-        let found = read("[jwt.signing\nkey = \"a key\"\npassword a word\n", &[]);
-        assert_eq!(found.secrets, ["a key", "a word"].map(str::to_owned).into());
+        let text = "[jwt.signing\n  key = \"a key\" # old, new\npassword a word\ntokens = ['one', 'two']\n\
+                    secret = \"half\n";
+        let secrets = ["a key", "a word", "one", "two", "half"];
+        assert_eq!(read(text, &[]).secrets, secrets.map(str::to_owned).into());
     }
 }

@@ -49,7 +49,7 @@ pub(super) async fn read_from_each_source(
         }
     }
     let Some(file) = chosen else {
-        return (vec![not_measured("the directory has no file whose bytes are on volume servers")], measured);
+        return (vec![untested("the directory has no file whose bytes are on volume servers")], measured);
     };
     let mut of_engines = Vec::new();
     for (source, engines) in engine_sources(cluster, options, &http.asked_servers()).await {
@@ -137,8 +137,8 @@ fn delivered(measurement: &Measurement) -> Finding {
 }
 
 /// The finding that there is nothing to read a test from.
-pub(super) fn not_measured(reason: &str) -> Finding {
-    finding(Source::Http, FindingState::Ok, format!("not measured: {reason}"))
+pub(super) fn untested(reason: &str) -> Finding {
+    finding(Source::Http, FindingState::Untested, reason.to_owned())
 }
 
 fn finding(source: Source, state: FindingState, found: String) -> Finding {

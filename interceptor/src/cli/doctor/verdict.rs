@@ -6,8 +6,7 @@ use crate::cli::host::{Finding, FindingState};
 /// The verdict.
 pub(super) fn verdict(findings: &[Finding]) -> String {
     let of = |state| findings.iter().filter(move |finding| finding.state == state);
-    let is_read = |finding: &&Finding| finding.ability == READING;
-    let obstacles: Vec<_> = of(FindingState::Missing).filter(|finding| !is_read(finding)).collect();
+    let obstacles = obstacles(findings);
     if !obstacles.is_empty() {
         return format!("A mount is not possible: {}", reasons(&obstacles));
     }
@@ -16,10 +15,19 @@ pub(super) fn verdict(findings: &[Finding]) -> String {
     }
     let lost: Vec<_> = of(FindingState::Lost).collect();
     match lost[..] {
-        [] => "Everything is there".to_owned(),
+        [] => match of(FindingState::Untested).next() {
+            Some(one) => format!("Nothing is missing; {} is untested: {}", one.ability, one.found),
+            None => "Everything is there".to_owned(),
+        },
         [one] => format!("A mount would work; {} is missing: {}", one.ability, one.found),
         _ => format!("A mount would work; missing: {}", names(&lost)),
     }
+}
+
+/// The findings for which there is no mount.
+pub(super) fn obstacles(findings: &[Finding]) -> Vec<&Finding> {
+    let is_one = |finding: &&Finding| finding.state == FindingState::Missing && finding.ability != READING;
+    findings.iter().filter(is_one).collect()
 }
 
 fn reasons(findings: &[&Finding]) -> String {
@@ -52,8 +60,12 @@ mod tests {
 
     #[test]
     fn the_verdict_is_that_of_the_worst_finding() {
-        use FindingState::{Lost, Missing, Ok};
+        use FindingState::{Lost, Missing, Ok, Untested};
         assert_eq!(found(&[("FUSE", Ok), (READING, Ok)]), "Everything is there");
+        assert_eq!(
+            found(&[("FUSE", Ok), (READING, Untested)]),
+            "Nothing is missing; reading over http is untested: found of reading over http"
+        );
         assert_eq!(
             found(&[("FUSE", Ok), ("RDMA", Lost)]),
             "A mount would work; RDMA is missing: found of RDMA"
