@@ -19,7 +19,7 @@ use crate::arrival::Arrival;
 use crate::timeline::{Timeline, TimelineStep};
 
 /// How many slow reads are kept.
-const MAX_KEPT: usize = 32;
+pub(super) const MAX_KEPT: usize = 32;
 
 /// How long a read waits before it counts as slow, unless an option says otherwise.
 pub const DEFAULT_THRESHOLD: Duration = Duration::from_secs(1);

@@ -10,6 +10,7 @@ use daemon::size::ByteSize;
 
 use super::health::EngineState;
 use super::report::{Severity, StatusReport, Verdict, VerdictFinding};
+use super::slow_reads::MAX_KEPT;
 
 /// A read that waits for longer than this is trouble, whatever `--slow-read` says.
 const STUCK_READ_SECONDS: f64 = 5.0;
@@ -134,8 +135,12 @@ fn reads(report: &StatusReport, now: f64, add: &mut impl FnMut(Severity, String,
         0 => (Severity::Degraded, String::new()),
         some => (Severity::Bad, format!(", {some} of them failed")),
     };
-    let reads =
-        if recent.len() == 1 { "one read was".to_owned() } else { format!("{} reads were", recent.len()) };
+    let reads = match recent.len() {
+        1 => "one read was".to_owned(),
+        // There may have been more.
+        MAX_KEPT => format!("{MAX_KEPT} reads or more were"),
+        some => format!("{some} reads were"),
+    };
     let text = format!("{reads} slow in the last minute{failed}{at}");
     add(severity, text, "The steps of each are listed under slow reads.");
 }
@@ -145,6 +150,7 @@ fn cache(report: &StatusReport, add: &mut impl FnMut(Severity, String, &str)) {
     if cache.withheld > 0 {
         let text = format!("memory is short: {} of the cache are given back", ByteSize(cache.withheld));
         add(Severity::Degraded, text, "They return when the host or its control group has memory again.");
+        return;
     }
     let Some(curve) =
         report.miss_ratio_curve.as_ref().filter(|curve| curve.sampled_reads >= MIN_SAMPLED_READS)
@@ -257,6 +263,8 @@ mod tests {
         });
         assert_eq!(severity, Severity::Degraded);
         assert!(text.ends_with("2 reads were slow in the last minute, most of that at b:1"), "{text}");
+        let (_, text) = verdict(|report| report.slow_reads = vec![slow(NOW, "a:1", 2.0, None); MAX_KEPT]);
+        assert!(text.contains("32 reads or more were slow"), "{text}");
         let (severity, text) = verdict(|report| report.slow_reads = vec![slow(NOW, "a:1", 6.0, Some("EIO"))]);
         assert_eq!(severity, Severity::Bad);
         assert!(text.contains("one read was slow in the last minute, 1 of them failed"), "{text}");
@@ -307,6 +315,11 @@ mod tests {
         let (severity, text) = verdict(with_curve([0.6, 0.1], 5000));
         assert_eq!(severity, Severity::Degraded);
         assert!(text.contains("4 GiB would serve 90 % from memory"), "{text}");
+        let (_, text) = verdict(|report| {
+            with_curve([0.6, 0.1], 5000)(report);
+            report.cache.as_mut().unwrap().withheld = gib / 2;
+        });
+        assert!(text.ends_with("; memory is short: 512 MiB of the cache are given back"), "{text}");
         assert_eq!(verdict(with_curve([0.6, 0.5], 5000)).0, Severity::Good, "it would bring little");
         assert_eq!(verdict(with_curve([0.6, 0.1], 10)).0, Severity::Good, "too few reads are known");
     }
