@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use interceptor::ebpf::{DeviceNumber, Observer, ObserverSettings};
 use interceptor::telemetry::MissRatioCurve;
@@ -89,10 +90,15 @@ impl ObserveProcess {
 
     /// The curve of all that was read until now.
     fn curve(&mut self) -> MissRatioCurve {
-        // The report of the last interval, which has no reads, covers all of them.
+        // A report that had to be waited for is none of those that came during the reads, when this
+        // machine may have stood still; if it has no reads itself, it covers all of them.
+        const WAIT: Duration = Duration::from_millis(20);
+        let mut is_new = false;
         loop {
+            let asked = Instant::now();
             let report = self.next();
-            if report["reads_per_second"] == 0.0 {
+            is_new |= asked.elapsed() > WAIT;
+            if is_new && report["reads_per_second"] == 0.0 {
                 return serde_json::from_value(report["miss_ratio_curve"].clone()).unwrap();
             }
         }
