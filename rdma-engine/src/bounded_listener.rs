@@ -8,7 +8,7 @@
 //! connection is closed in between, like a dashboard, connects again.
 
 use std::collections::VecDeque;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -87,6 +87,20 @@ impl BoundedStream {
     /// When the socket does not know.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.stream.local_addr()
+    }
+
+    /// Waits for the next byte and leaves it to be read; `None` at the end of the stream.
+    ///
+    /// # Errors
+    /// As with a read: of the socket, or when the connection was idle for too long or had to make
+    /// room.
+    pub async fn peek(&mut self) -> io::Result<Option<u8>> {
+        let mut byte = [0];
+        let peeked = poll_fn(|context| {
+            let outcome = self.stream.poll_peek(context, &mut ReadBuf::new(&mut byte));
+            self.moved(outcome, context)
+        });
+        Ok((peeked.await? > 0).then_some(byte[0]))
     }
 
     /// Takes note of progress, or ends the connection if there was none for too long, or if it had

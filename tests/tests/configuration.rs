@@ -49,7 +49,8 @@ fn sample(option: &str) -> &'static str {
         "filer" => "a:1,b:2",
         "filer-path" => "/buckets/x",
         "status-addr" => "127.0.0.1:1234",
-        "status-token-file" | "security" | "disk-cache" | "index-dir" | "volume-dir" => "/some/where",
+        "status-token-file" | "status-tls-cert" | "status-tls-key" | "security" | "disk-cache"
+        | "index-dir" | "volume-dir" => "/some/where",
         "map-uid" | "map-gid" => "1000:0,1001:1",
         "uid" | "gid" => "1000",
         "file-mode" | "dir-mode" | "umask" => "0750",

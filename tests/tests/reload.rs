@@ -120,6 +120,50 @@ fn the_token_of_the_status_api_and_the_log_level_are_renewed() {
     assert_eq!(asked("the-next-token-of-this-test"), 200);
 }
 
+#[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
+fn the_certificate_of_the_status_api_is_renewed() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = Cluster::builder().start().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    issue(directory.path(), "the first");
+    fs::copy(at("ca.crt"), at("first.crt")).unwrap();
+    let (certificate, key) = (at("member.crt"), at("member.key"));
+    let options = ["--status-tls-cert", &certificate, "--status-tls-key", &key];
+    let mount = Mount::builder(&cluster).args(options).start().unwrap();
+    let plain = mount.status_url().unwrap();
+    let secure = format!("https://localhost:{}", plain.rsplit_once(':').unwrap().1.trim_end_matches('/'));
+    let status = |arguments: &[&str]| {
+        let mut command = Command::new(interceptor_program().unwrap());
+        let output = command.arg("status").args(arguments).output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&said).into_owned())
+    };
+    let trusting = |authority: &str| status(&["--status-addr", &secure, "--status-tls-ca", &at(authority)]);
+    let mounted = mount.path().to_str().unwrap();
+
+    // A command on this host needs no certificate, one that encrypts needs the right authority.
+    for (code, said) in [status(&[mounted]), trusting("ca.crt")] {
+        assert!(code == Some(0) && said.contains(mounted), "{code:?} {said}");
+    }
+    let (code, said) = status(&["--status-addr", &secure]);
+    assert!(code == Some(1) && said.contains("--status-tls-ca"), "{code:?} {said}");
+
+    issue(directory.path(), "the next");
+    let (code, said) = reload(mount.path());
+    assert!(code == Some(0) && said.contains("its certificate"), "{code:?} {said}");
+    assert_eq!(["ca.crt", "first.crt"].map(|authority| trusting(authority).0), [Some(0), Some(1)]);
+
+    // What cannot be used changes nothing.
+    fs::write(&key, "no key").unwrap();
+    let (code, said) = reload(mount.path());
+    assert!(code == Some(1) && said.contains("--status-tls-key"), "{code:?} {said}");
+    assert_eq!(trusting("ca.crt").0, Some(0));
+}
+
 /// Writes an authority, and a certificate of it, where a cluster and its clients look for them.
 fn issue(directory: &Path, name: &str) {
     let mut params = CertificateParams::new(Vec::new()).unwrap();

@@ -22,7 +22,9 @@ use daemon::size::ByteSize;
 use daemon::{duration, logs, output, service};
 
 use self::status_api::StatusApi;
-use super::options::{ConfigurationOptions, FetchOptions, Filers, LogOptions, filer_path};
+use super::options::{
+    ConfigurationOptions, FetchOptions, Filers, LogOptions, StatusAccessOptions, filer_path,
+};
 use super::reload::Reloadable;
 use super::signals::Signals;
 use super::{CommandFailure, host, kernel_watcher, mount};
@@ -31,7 +33,6 @@ use crate::overlay::{self, Cluster, Overlay, OverlayOptions, ReadSource};
 use crate::seaweed::address::ServerAddress;
 use crate::seaweed::permissions::PermissionRules;
 use crate::seaweed::security::Security;
-use crate::telemetry::access::Token;
 use crate::telemetry::status::MountIdentity;
 use crate::telemetry::{Metrics, Status, peer};
 use crate::vital::{self, VitalPartFailed};
@@ -96,10 +97,9 @@ pub(super) struct AttachOptions {
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9650", value_parser = StatusAddress::from_str)]
     status_addr: StatusAddress,
 
-    /// Let only clients with the token in this file read the status API, except for /healthz and
-    /// /readyz
-    #[arg(long, value_name = "FILE")]
-    status_token_file: Option<PathBuf>,
+    /// Who may read the status API.
+    #[command(flatten)]
+    status_access: StatusAccessOptions,
 
     /// How content is fetched and kept.
     #[command(flatten)]
@@ -157,6 +157,7 @@ pub(super) unsafe fn run(
         ));
     }
     options.fetch.check_disk_cache().map_err(CommandFailure::usage)?;
+    options.status_access.check().map_err(CommandFailure::usage)?;
     if options.fetch.disk_cache.is_some() && options.filer.is_none() {
         return Err(CommandFailure::Usage(
             "--disk-cache takes --filer: only a cluster tells what has not changed since".into(),
@@ -222,7 +223,7 @@ async fn attach(
     // Takes a while, which the layer need not wait for.
     let programs = options.ebpf.then(kernel_watcher::load);
     let jobs = JobRegistry::new();
-    let token = options.status_token_file.as_deref().map(Token::read).transpose()?;
+    let api_secrets = options.status_access.load()?;
     let security = match options.filers() {
         [] => None,
         _ => Some(Arc::new(mount::security(&options.fetch)?)),
@@ -230,11 +231,13 @@ async fn attach(
     let reloadable = Reloadable {
         security: security.clone(),
         security_file: options.fetch.security.clone(),
-        token: token.clone().zip(options.status_token_file.clone()),
+        api: api_secrets.clone(),
+        api_files: options.status_access.clone(),
         typed: None,
     };
     mount::reload_on_hangup(&mut signals, reloadable, &supervisor);
-    let mut api = StatusApi::offer(&options.status_addr, token, options.restart, &status, &jobs).await?;
+    let mut api =
+        StatusApi::offer(&options.status_addr, api_secrets, options.restart, &status, &jobs).await?;
     let reads = match options.filers() {
         [] if options.read_cache == ReadCache::Off => ReadSource::Lower,
         [] => {

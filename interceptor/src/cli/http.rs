@@ -7,10 +7,14 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, ensure};
 use clap::{Args, ValueHint};
 use daemon::address;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 use super::mount_address::{address_in_time, mount_at};
 use crate::telemetry::access;
 use crate::telemetry::report::{API_VERSION, StatusReport};
+use crate::telemetry::tls::TLS_NEEDED;
 
 /// The daemon answers from memory, or reports within three seconds what hangs. A daemon that takes
 /// longer than this is broken.
@@ -18,6 +22,15 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// More than any answer has.
 const MAX_ANSWER_BYTES: u64 = 16 << 20;
+
+/// What begins the address of an API that is reached by TLS.
+const HTTPS: &str = "https://";
+
+/// Checks the form of `HOST:PORT` or `https://HOST:PORT`.
+fn api_address(text: &str) -> Result<String, &'static str> {
+    let Some(rest) = text.strip_prefix(HTTPS) else { return address::host_port(text) };
+    Ok(format!("{HTTPS}{}", address::host_port(rest.trim_end_matches('/'))?))
+}
 
 /// An answer of the status API.
 pub(super) struct HttpAnswer {
@@ -34,9 +47,14 @@ pub(super) struct StatusClient {
     #[arg(value_name = "MOUNTPOINT", conflicts_with = "address", value_hint = ValueHint::DirPath)]
     pub(super) mount_point: Option<PathBuf>,
 
-    /// Where the daemon's status API listens
-    #[arg(long = "status-addr", value_name = "HOST:PORT", default_value = "127.0.0.1:9650", value_parser = address::host_port)]
+    /// Where the daemon's status API listens; on another host, https://HOST:PORT if it has a
+    /// certificate (--status-tls-cert)
+    #[arg(long = "status-addr", value_name = "HOST:PORT", default_value = "127.0.0.1:9650", value_parser = api_address)]
     pub(super) address: String,
+
+    /// The authorities of that certificate (PEM) [default: those that browsers trust]
+    #[arg(long = "status-tls-ca", value_name = "FILE")]
+    pub(super) authorities: Option<PathBuf>,
 
     /// The file with the token that the daemon was given with the same option
     #[arg(long = "status-token-file", value_name = "FILE")]
@@ -46,7 +64,7 @@ pub(super) struct StatusClient {
 impl StatusClient {
     /// A client of the API at `address`.
     pub(super) fn at(address: String) -> Self {
-        Self { mount_point: None, address, token_file: None }
+        Self { mount_point: None, address, authorities: None, token_file: None }
     }
 
     /// The address at which the API listens: what the mount says, or what was typed.
@@ -60,7 +78,30 @@ impl StatusClient {
         let token = self.token_file.as_deref().map(access::text).transpose()?;
         let bearer = token.map(|token| format!("Bearer {token}"));
         let headers: Vec<_> = bearer.iter().map(|bearer| ("Authorization", bearer.as_str())).collect();
-        send(&self.address()?, "GET", path, &headers, "", Duration::ZERO)
+        let address = self.address()?;
+        if !address.starts_with(HTTPS) {
+            return send(&address, "GET", path, &headers, "", Duration::ZERO);
+        }
+        let tls = self.tls()?;
+        exchange(&format!("{address}{path}"), Some(tls), "GET", &headers, "", Duration::ZERO)
+    }
+
+    /// Whose certificates are trusted.
+    fn tls(&self) -> anyhow::Result<TlsConfig> {
+        let roots = match &self.authorities {
+            None => RootCerts::WebPki,
+            Some(path) => {
+                let unusable = || format!("cannot use --status-tls-ca {}", path.display());
+                let read =
+                    CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+                let certificates = read.with_context(unusable)?;
+                ensure!(!certificates.is_empty(), "{}: there is no certificate in it", unusable());
+                let owned: Vec<_> =
+                    certificates.iter().map(|der| Certificate::from_der(der).to_owned()).collect();
+                RootCerts::new_with_certs(&owned)
+            }
+        };
+        Ok(TlsConfig::builder().root_certs(roots).build())
     }
 
     /// The daemon's status report, as JSON.
@@ -70,6 +111,10 @@ impl StatusClient {
             format!("no status from {address} (--status-addr); is a mount running there?")
         })?;
         ensure!(answer.code != 401, "{address} answers only with its token (--status-token-file)");
+        ensure!(
+            answer.body != TLS_NEEDED,
+            "{address} is reached by TLS: write https:// before it (--status-addr)"
+        );
         ensure!(
             answer.code == 200,
             "what answers at {address} is {} and not the status API of a mount (--status-addr, usually port 9650)",
@@ -116,6 +161,22 @@ pub(super) fn send(
     body: &str,
     extra_time: Duration,
 ) -> anyhow::Result<HttpAnswer> {
+    // A cluster names servers by addresses of IPv6 without brackets as well.
+    let authority = match address.rsplit_once(':') {
+        Some((host, port)) if host.contains(':') && !host.starts_with('[') => format!("[{host}]:{port}"),
+        _ => address.to_owned(),
+    };
+    exchange(&format!("http://{authority}{path}"), None, method, headers, body, extra_time)
+}
+
+fn exchange(
+    url: &str,
+    tls: Option<TlsConfig>,
+    method: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+    extra_time: Duration,
+) -> anyhow::Result<HttpAnswer> {
     let timeout = REQUEST_TIMEOUT + extra_time;
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .timeout_connect(Some(REQUEST_TIMEOUT))
@@ -124,14 +185,10 @@ pub(super) fn send(
         .max_redirects(0)
         .max_redirects_will_error(false)
         .proxy(None)
+        .tls_config(tls.unwrap_or_default())
         .build()
         .into();
-    // A cluster names servers by addresses of IPv6 without brackets as well.
-    let authority = match address.rsplit_once(':') {
-        Some((host, port)) if host.contains(':') && !host.starts_with('[') => format!("[{host}]:{port}"),
-        _ => address.to_owned(),
-    };
-    let mut request = ureq::http::Request::builder().method(method).uri(format!("http://{authority}{path}"));
+    let mut request = ureq::http::Request::builder().method(method).uri(url);
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
@@ -141,6 +198,8 @@ pub(super) fn send(
         }
         ureq::Error::Timeout(_) => anyhow!("no complete answer within {timeout:?}"),
         ureq::Error::Io(error) => error.into(),
+        // The names of a certificate, and whom it is of.
+        error @ ureq::Error::Rustls(_) => anyhow::Error::from(error).context("--status-tls-ca"),
         other => anyhow::Error::from(other),
     };
     let mut response = agent.run(request.body(body)?).map_err(plain)?;

@@ -54,7 +54,7 @@ use crate::seaweed::filer::FilerClient;
 use crate::seaweed::permissions::PermissionRules;
 use crate::seaweed::security::Security;
 use crate::seaweed::subscribe::{Notice, subscribe};
-use crate::telemetry::access::Token;
+use crate::telemetry::access::ApiSecrets;
 use crate::telemetry::server::{BindError, StatusServer};
 use crate::telemetry::status::{MountIdentity, ReadinessCheck};
 use crate::telemetry::{Metrics, Status, peer, window};
@@ -82,13 +82,12 @@ type OnMounted = Box<dyn FnOnce() -> anyhow::Result<()>>;
 /// Keys, certificates and tokens.
 struct Secrets {
     security: Security,
-    token: Option<Token>,
+    api: ApiSecrets,
 }
 
 impl Secrets {
     fn load(options: &MountOptions) -> anyhow::Result<Self> {
-        let token = options.status_token_file.as_deref().map(Token::read).transpose()?;
-        Ok(Self { security: security(&options.fetch)?, token })
+        Ok(Self { security: security(&options.fetch)?, api: options.status_access.load()? })
     }
 }
 
@@ -115,6 +114,7 @@ impl MountPlan {
         let filers = options.filers()?;
         let cache_size = options.cache_size()?;
         options.fetch.check_disk_cache()?;
+        options.status_access.check()?;
         let identity = MountIdentity {
             mount_point: super::shown_path(&options.mountpoint).display().to_string(),
             filers: filers.iter().map(ToString::to_string).collect(),
@@ -257,7 +257,7 @@ async fn serve(mut plan: MountPlan, supervisor: Arc<SupervisorLink>) -> anyhow::
     // Takes a while, which the mount need not wait for.
     let programs = plan.options.mount.ebpf.then(kernel_watcher::load);
     let jobs = JobRegistry::new();
-    let Secrets { security, token } = secrets(&mut plan, takes_over)?;
+    let Secrets { security, api } = secrets(&mut plan, takes_over)?;
     let status_at = match &plan.options.status_addr {
         StatusAddress::Nowhere => None,
         StatusAddress::At(address) => {
@@ -268,7 +268,7 @@ async fn serve(mut plan: MountPlan, supervisor: Arc<SupervisorLink>) -> anyhow::
             let (status, jobs) = (status.clone(), jobs.clone());
             let serve =
                 move |server: StatusServer| server.serve(status.clone(), warmup::api::router(jobs.clone()));
-            match bind_status_api(&plan, &address, token.clone(), takes_over).await {
+            match bind_status_api(&plan, &address, api.clone(), takes_over).await {
                 Ok(server) => {
                     let at = server.address();
                     supervisor.status_at(at);
@@ -278,9 +278,9 @@ async fn serve(mut plan: MountPlan, supervisor: Arc<SupervisorLink>) -> anyhow::
                 // A predecessor that is stuck has it until its mount answers.
                 Err(error) if takes_over && error.is_in_use() => {
                     tracing::warn!(%error, "the status API waits for its address");
-                    let (later, token) = (address.clone(), token.clone());
+                    let (later, api) = (address.clone(), api.clone());
                     tokio::spawn(vital::task("status API", async move {
-                        serve(bind_when_free(&later, token).await).await;
+                        serve(bind_when_free(&later, api).await).await;
                     }));
                     address.parse().ok()
                 }
@@ -292,7 +292,8 @@ async fn serve(mut plan: MountPlan, supervisor: Arc<SupervisorLink>) -> anyhow::
     let reloadable = Reloadable {
         security: Some(security.clone()),
         security_file: plan.options.fetch.security.clone(),
-        token: token.zip(plan.options.status_token_file.clone()),
+        api,
+        api_files: plan.options.status_access.clone(),
         typed: Some(plan.typed.clone()),
     };
     reload_on_hangup(&mut signals, reloadable, &supervisor);
@@ -563,12 +564,12 @@ pub(super) fn noted(mut heard: mpsc::Receiver<Notice>, status: Arc<Status>) -> m
 async fn bind_status_api(
     plan: &MountPlan,
     address: &str,
-    token: Option<Token>,
+    secrets: ApiSecrets,
     takes_over: bool,
 ) -> Result<StatusServer, BindError> {
-    match StatusServer::bind(address, token.clone()).await {
+    match StatusServer::bind(address, secrets.clone()).await {
         Err(error) if error.is_in_use() && plan.options.is_default_status_addr && !takes_over => {
-            let server = StatusServer::bind(FREE_STATUS_ADDRESS, token).await?;
+            let server = StatusServer::bind(FREE_STATUS_ADDRESS, secrets).await?;
             tracing::info!("{address} is in use: the status API is at {}", server.address());
             Ok(server)
         }
@@ -577,9 +578,9 @@ async fn bind_status_api(
 }
 
 /// The status API at `address`, as soon as that is free.
-async fn bind_when_free(address: &str, token: Option<Token>) -> StatusServer {
+async fn bind_when_free(address: &str, secrets: ApiSecrets) -> StatusServer {
     loop {
-        match StatusServer::bind(address, token.clone()).await {
+        match StatusServer::bind(address, secrets.clone()).await {
             Ok(server) => return server,
             Err(_) => tokio::time::sleep(STATUS_RETRY).await,
         }

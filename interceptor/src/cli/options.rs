@@ -24,7 +24,9 @@ use crate::seaweed::address::{ParseAddressError, ServerAddress};
 use crate::seaweed::permissions::{IdMap, PermissionBits};
 use crate::seaweed::security::Security;
 use crate::telemetry::Status;
+use crate::telemetry::access::{ApiSecrets, Token};
 use crate::telemetry::otlp::{OtlpAddress, OtlpExporter};
+use crate::telemetry::tls::StatusCertificate;
 use crate::vital::contained_task;
 
 /// Below this a few readers would evict each other's chunks before they are read.
@@ -129,10 +131,9 @@ pub(super) struct MountOptions {
     #[arg(skip)]
     pub(super) is_default_status_addr: bool,
 
-    /// Let only clients with the token in this file read the status API, except for /healthz and
-    /// /readyz
-    #[arg(long, value_name = "FILE")]
-    pub(super) status_token_file: Option<PathBuf>,
+    /// Who may read the status API.
+    #[command(flatten)]
+    pub(super) status_access: StatusAccessOptions,
 
     /// How the mount behaves.
     #[command(flatten)]
@@ -145,6 +146,49 @@ pub(super) struct MountOptions {
     /// How to log.
     #[command(flatten)]
     pub(super) log: LogOptions,
+}
+
+/// Who may read the status API, and how it is reached from other hosts.
+#[derive(Debug, Clone, Args)]
+pub(super) struct StatusAccessOptions {
+    /// Let only clients with the token in this file read the status API, except for /healthz and
+    /// /readyz
+    #[arg(long, value_name = "FILE")]
+    status_token_file: Option<PathBuf>,
+
+    /// Have clients of other hosts reach the status API by TLS, with this certificate and what
+    /// leads from it to an authority (PEM). Clients on this host may use either
+    #[arg(long, value_name = "FILE")]
+    status_tls_cert: Option<PathBuf>,
+
+    /// The key of that certificate (PEM)
+    #[arg(long, value_name = "FILE")]
+    status_tls_key: Option<PathBuf>,
+}
+
+impl StatusAccessOptions {
+    /// Reads token, certificate and key.
+    pub(super) fn load(&self) -> anyhow::Result<ApiSecrets> {
+        let token = self.status_token_file.as_deref().map(Token::read).transpose()?;
+        let certificate = match (&self.status_tls_cert, &self.status_tls_key) {
+            (Some(certificate), Some(key)) => Some(StatusCertificate::read(certificate, key)?),
+            _ => None,
+        };
+        Ok(ApiSecrets { token, certificate })
+    }
+
+    /// Whether the options fit together.
+    pub(super) fn check(&self) -> Result<(), OptionError> {
+        match (&self.status_tls_cert, &self.status_tls_key) {
+            (Some(_), None) => Err(OptionError::NoStatusKey),
+            (None, Some(_)) => Err(OptionError::NoStatusCertificate),
+            _ => Ok(()),
+        }
+    }
+
+    fn paths(&mut self) -> [&mut Option<PathBuf>; 3] {
+        [&mut self.status_token_file, &mut self.status_tls_cert, &mut self.status_tls_key]
+    }
 }
 
 /// What applications see.
@@ -419,6 +463,12 @@ pub(super) enum OptionError {
     /// Useless.
     #[error("--disk-cache-size {0} is too small: the minimum is {MIN_DISK_CACHE_SIZE}")]
     SmallDiskCache(ByteSize),
+    /// A certificate that nobody can prove to have.
+    #[error("--status-tls-cert needs --status-tls-key FILE as well")]
+    NoStatusKey,
+    /// A key of nothing.
+    #[error("--status-tls-key needs --status-tls-cert FILE as well")]
+    NoStatusCertificate,
     /// A size of nothing.
     #[error("--disk-cache-size is of use only with --disk-cache DIR")]
     NoDiskCache,
@@ -430,6 +480,8 @@ impl OptionError {
         match self {
             Self::NoFiler => "filer",
             Self::SmallCache(_) | Self::ImpossibleCache { .. } | Self::LargeCache { .. } => "cache-size",
+            Self::NoStatusKey => "status-tls-cert",
+            Self::NoStatusCertificate => "status-tls-key",
             Self::SmallDiskCache(_) | Self::NoDiskCache => "disk-cache-size",
         }
     }
@@ -480,8 +532,8 @@ impl ServerOptions {
 impl MountOptions {
     /// Makes the paths of files independent of the working directory.
     pub(super) fn make_paths_absolute(&mut self) -> std::io::Result<()> {
-        let paths = [&mut self.fetch.disk_cache, &mut self.fetch.security, &mut self.status_token_file];
-        for path in paths.into_iter().flatten() {
+        let paths = [&mut self.fetch.disk_cache, &mut self.fetch.security];
+        for path in paths.into_iter().chain(self.status_access.paths()).flatten() {
             *path = std::path::absolute(&path)?;
         }
         Ok(())

@@ -16,7 +16,7 @@ use super::{mount_address, mount_options, options};
 use crate::fuse::handover;
 use crate::fuse::supervisor::SupervisorLink;
 use crate::seaweed::security::Security;
-use crate::telemetry::access::Token;
+use crate::telemetry::access::ApiSecrets;
 
 /// Has a running daemon read its keys, certificates and tokens anew.
 #[derive(Debug, Clone, Args)]
@@ -40,7 +40,8 @@ pub(super) struct Reloadable {
     pub(super) security: Option<Arc<Security>>,
     /// The file that was named, if one was.
     pub(super) security_file: Option<PathBuf>,
-    pub(super) token: Option<(Token, PathBuf)>,
+    pub(super) api: ApiSecrets,
+    pub(super) api_files: options::StatusAccessOptions,
     /// The command line of `interceptor mount`, which may name a configuration file.
     pub(super) typed: Option<Vec<OsString>>,
 }
@@ -62,7 +63,7 @@ impl Reloadable {
             Some(_) => Some(load(self.security_file.as_ref())?),
             None => None,
         };
-        let token = self.token.as_ref().map(|(_, path)| Token::read(path)).transpose()?;
+        let api = self.api_files.load()?;
         let filter = match &self.typed {
             Some(typed) => Some(logs::filter(options_now(typed)?.log.log_level.as_deref())?),
             None => None,
@@ -72,9 +73,13 @@ impl Reloadable {
             used.renew(newer)?;
             done.push("keys and certificates");
         }
-        if let (Some((used, _)), Some(newer)) = (&self.token, token) {
+        if let (Some(used), Some(newer)) = (&self.api.token, api.token) {
             used.renew(&newer);
             done.push("the token of the status API");
+        }
+        if let (Some(used), Some(newer)) = (&self.api.certificate, api.certificate) {
+            used.renew(&newer);
+            done.push("its certificate");
         }
         if let Some(filter) = filter {
             logs::change_filter(filter);

@@ -248,6 +248,7 @@ pub(super) fn age(report: &StatusReport) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::access::ApiSecrets;
     use crate::telemetry::server::StatusServer;
     use crate::telemetry::status::MountIdentity;
     use crate::telemetry::{CapabilityReport, KernelCounts, KernelReads, Metrics, Source, Status};
@@ -263,7 +264,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_daemon_is_asked_and_understood() {
-        let server = StatusServer::bind("127.0.0.1:0", None).await.unwrap();
+        let server = StatusServer::bind("127.0.0.1:0", ApiSecrets::default()).await.unwrap();
         let address = server.address().to_string();
         let status = Status::new(identity(), Metrics::new());
         status.metrics().read(Source::Http, 3 << 20, Duration::from_millis(2));

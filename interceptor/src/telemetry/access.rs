@@ -27,6 +27,7 @@ use parking_lot::RwLock;
 use ring::digest::{SHA256, digest};
 
 use super::report::ApiAccess;
+use super::tls::StatusCertificate;
 
 const MIN_TOKEN_CHARS: usize = 16;
 
@@ -77,6 +78,15 @@ fn digest_of(text: &str) -> [u8; 32] {
     let mut sum = [0; 32];
     sum.copy_from_slice(digest(&SHA256, text.as_bytes()).as_ref());
     sum
+}
+
+/// What the status API asks of its clients, and shows them.
+#[derive(Clone, Default)]
+pub struct ApiSecrets {
+    /// With it, only requests that carry it are answered.
+    pub token: Option<Token>,
+    /// With it, clients of other hosts have to use TLS.
+    pub certificate: Option<StatusCertificate>,
 }
 
 /// The text of the token in a file, for clients.

@@ -32,6 +32,7 @@ pub mod server;
 mod shard;
 pub mod slow_reads;
 pub mod status;
+pub mod tls;
 mod totals;
 mod verdict;
 pub mod window;

@@ -4,7 +4,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use axum::extract::connect_info::Connected;
 use axum::serve::IncomingStream;
-use rdma_engine::bounded_listener::BoundedListener;
+use rdma_engine::bounded_listener::BoundedStream;
+use tokio_util::either::Either;
+
+use super::tls::StatusListener;
 
 /// The two ends of a TCP connection.
 #[derive(Debug, Clone, Copy)]
@@ -16,6 +19,11 @@ pub struct Peer {
 }
 
 impl Peer {
+    /// The ends of a connection from `remote`.
+    pub(super) fn of(stream: &BoundedStream, remote: SocketAddr) -> Self {
+        Self { remote: remote.ip(), local: stream.local_addr().ok().map(|at| at.ip()) }
+    }
+
     /// Whether the client is on this host. The kernel uses the same address on both ends of a
     /// connection to one of the host's own addresses.
     pub fn is_local(&self) -> bool {
@@ -24,9 +32,13 @@ impl Peer {
     }
 }
 
-impl Connected<IncomingStream<'_, BoundedListener>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, BoundedListener>) -> Self {
-        Self { remote: stream.remote_addr().ip(), local: stream.io().local_addr().ok().map(|at| at.ip()) }
+impl Connected<IncomingStream<'_, StatusListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, StatusListener>) -> Self {
+        let connection = match stream.io() {
+            Either::Left(plain) => plain,
+            Either::Right(secure) => secure.get_ref().0,
+        };
+        Self::of(connection, *stream.remote_addr())
     }
 }
 

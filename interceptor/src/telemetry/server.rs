@@ -19,13 +19,14 @@ use daemon::prometheus::CONTENT_TYPE;
 use rdma_engine::bounded_listener::BoundedListener;
 use tokio::net::TcpListener;
 
-use super::access::{self, AccessGuard, Token};
+use super::access::{self, AccessGuard, ApiSecrets};
 use super::export;
 use super::live::Live;
 use super::page::{self, SECURITY_POLICY};
 use super::peer::Peer;
 use super::report::{self, ApiAccess, StatusReport};
 use super::status::Status;
+use super::tls::{StatusCertificate, StatusListener};
 use crate::vital;
 
 /// The status API cannot listen on its address.
@@ -49,12 +50,12 @@ pub struct StatusServer {
     listener: TcpListener,
     address: SocketAddr,
     guard: Arc<AccessGuard>,
+    certificate: Option<StatusCertificate>,
 }
 
 impl StatusServer {
-    /// Binds to `address` (`host:port`, port 0 for any free one). With a `token`, requests must
-    /// carry it.
-    pub async fn bind(address: &str, token: Option<Token>) -> Result<Self, BindError> {
+    /// Binds to `address` (`host:port`, port 0 for any free one).
+    pub async fn bind(address: &str, secrets: ApiSecrets) -> Result<Self, BindError> {
         let failed = |error: io::Error| {
             let hint = match error.kind() {
                 io::ErrorKind::AddrInUse => {
@@ -66,7 +67,8 @@ impl StatusServer {
         };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        Ok(Self { listener, address, guard: AccessGuard::new(address, token) })
+        let ApiSecrets { token, certificate } = secrets;
+        Ok(Self { listener, address, guard: AccessGuard::new(address, token), certificate })
     }
 
     /// The address that it is bound to.
@@ -88,7 +90,12 @@ impl StatusServer {
         let live = Live::new(status.clone());
         tokio::spawn(vital::task("live view", live.clone().run()));
         let service = router(status, live, self.guard, more).into_make_service_with_connect_info::<Peer>();
-        if let Err(error) = axum::serve(BoundedListener::new(self.listener), service).await {
+        let connections = BoundedListener::new(self.listener);
+        let served = match StatusListener::new(connections, self.certificate.as_ref()) {
+            Ok(listener) => axum::serve(listener, service).await.map_err(anyhow::Error::from),
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = served {
             tracing::error!(%error, "the status API has stopped");
         }
     }
@@ -200,9 +207,9 @@ mod tests {
 
     #[tokio::test]
     async fn an_address_in_use_is_named_with_its_option() {
-        let first = StatusServer::bind("127.0.0.1:0", None).await.unwrap();
+        let first = StatusServer::bind("127.0.0.1:0", ApiSecrets::default()).await.unwrap();
         let taken = first.address().to_string();
-        let message = StatusServer::bind(&taken, None).await.err().unwrap().to_string();
+        let message = StatusServer::bind(&taken, ApiSecrets::default()).await.err().unwrap().to_string();
         assert!(message.contains("--status-addr") && message.contains(&taken), "{message}");
         assert!(message.contains("another daemon"), "{message}");
     }

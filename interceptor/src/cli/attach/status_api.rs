@@ -9,7 +9,7 @@ use daemon::address::StatusAddress;
 use tokio::task::JoinHandle;
 
 use crate::telemetry::Status;
-use crate::telemetry::access::Token;
+use crate::telemetry::access::ApiSecrets;
 use crate::telemetry::server::{BindError, StatusServer};
 use crate::vital;
 use crate::warmup::{self, JobRegistry};
@@ -26,7 +26,7 @@ pub(super) enum StatusApi {
     /// `--status-addr none`.
     Nowhere,
     /// Another has the address.
-    Waiting { address: String, token: Option<Token> },
+    Waiting { address: String, secrets: ApiSecrets },
     /// It answers.
     Serving { address: SocketAddr, task: JoinHandle<()> },
 }
@@ -35,16 +35,16 @@ impl StatusApi {
     /// Offers it at `address`, or, if `may_wait`, gets ready to do so when that is free.
     pub(super) async fn offer(
         address: &StatusAddress,
-        token: Option<Token>,
+        secrets: ApiSecrets,
         may_wait: bool,
         status: &Arc<Status>,
         jobs: &Arc<JobRegistry>,
     ) -> Result<Self, BindError> {
         let StatusAddress::At(address) = address else { return Ok(Self::Nowhere) };
-        match StatusServer::bind(address, token.clone()).await {
+        match StatusServer::bind(address, secrets.clone()).await {
             Ok(server) => Ok(Self::serve(server, status, jobs)),
             Err(error) if may_wait && error.is_in_use() => {
-                Ok(Self::Waiting { address: address.clone(), token })
+                Ok(Self::Waiting { address: address.clone(), secrets })
             }
             Err(error) => Err(error),
         }
@@ -53,10 +53,10 @@ impl StatusApi {
     /// Binds the address once it is free, if it was not. If it does not become free, logs that and
     /// goes on without.
     pub(super) async fn take_over(&mut self, status: &Arc<Status>, jobs: &Arc<JobRegistry>) {
-        let Self::Waiting { address, token } = self else { return };
+        let Self::Waiting { address, secrets } = self else { return };
         let deadline = tokio::time::Instant::now() + ADDRESS_RELEASE_TIMEOUT;
         let bound = loop {
-            match StatusServer::bind(address, token.clone()).await {
+            match StatusServer::bind(address, secrets.clone()).await {
                 Err(error) if error.is_in_use() && tokio::time::Instant::now() < deadline => {
                     tokio::time::sleep(BIND_RETRY_INTERVAL).await;
                 }
