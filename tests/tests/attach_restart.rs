@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::net::TcpListener;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
@@ -122,6 +123,30 @@ fn the_status_api_moves_along() {
     assert_eq!(layer.status_address(), address);
     layer.status_page().metric("interceptor_nodes", &[]).unwrap();
     drop(open);
+    await_end(old);
+    // Without being asked to, a successor takes the port that was free.
+    let old = layer.restart(NO_OPTIONS).unwrap();
+    assert_eq!(layer.status_address(), address);
+    await_end(old);
+}
+
+#[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
+fn a_default_status_address_that_is_taken_is_no_obstacle() {
+    let Some(disk) = host::disk() else { return };
+    // If another program has it, it is taken as well.
+    let _taken = TcpListener::bind("127.0.0.1:9650");
+    // Leaves out the address that layers of tests are started with.
+    let as_typed = ["sh", "-c", r#"shift 3; exec "$0" attach "$@""#];
+    let mut layer = Layer::started_by(&as_typed, &disk.path(), NO_OPTIONS).unwrap();
+    layer.status_page().metric("interceptor_nodes", &[]).unwrap();
+    let address = layer.status_address().to_owned();
+    // The path leads to it, although nothing of it is kept in memory.
+    let mut status = Command::new(interceptor_program().unwrap());
+    let status = status.arg("status").arg(disk.path()).output().unwrap();
+    assert!(status.status.success(), "{status:?}");
+    let old = layer.restart(NO_OPTIONS).unwrap();
+    assert_eq!(layer.status_address(), address);
     await_end(old);
 }
 

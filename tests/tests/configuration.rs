@@ -77,6 +77,15 @@ fn sample(option: &str) -> &'static str {
     }
 }
 
+/// The option without which another one is refused.
+fn other_half(option: &str) -> Option<&'static str> {
+    match option {
+        "status-tls-cert" => Some("status-tls-key"),
+        "status-tls-key" => Some("status-tls-cert"),
+        _ => None,
+    }
+}
+
 impl Configured {
     /// Runs `config show` for a command, with variables and further arguments.
     fn show(&self, command: &str, variables: &[(String, String)], arguments: &[String]) -> Output {
@@ -125,6 +134,13 @@ fn every_option_can_be_set_in_every_place_and_every_typo_is_named() {
             for command in configured.commands {
                 clear();
                 fs::write(&file, setting(&option, value)).unwrap();
+                let mut base = base.clone();
+                if let Some(other) = other_half(&option) {
+                    if !["mount", "attach"].contains(command) {
+                        continue;
+                    }
+                    base.push(format!("--{other}={}", sample(other)));
+                }
                 let shown = |variables: &[(String, String)], arguments: &[String]| {
                     let output = configured.show(command, variables, arguments);
                     let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();

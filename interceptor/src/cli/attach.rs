@@ -9,7 +9,8 @@
 mod status_api;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -21,13 +22,13 @@ use daemon::address::StatusAddress;
 use daemon::size::ByteSize;
 use daemon::{duration, logs, output, service};
 
-use self::status_api::StatusApi;
+use self::status_api::{StatusApi, StatusPlace};
 use super::options::{
     ConfigurationOptions, FetchOptions, Filers, LogOptions, StatusAccessOptions, filer_path,
 };
 use super::reload::Reloadable;
 use super::signals::Signals;
-use super::{CommandFailure, host, kernel_watcher, mount};
+use super::{CommandFailure, host, kernel_watcher, mount, mount_address};
 use crate::fuse::supervisor::{Supervision, SupervisorLink, supervise};
 use crate::overlay::{self, Cluster, Overlay, OverlayOptions, ReadSource};
 use crate::seaweed::address::ServerAddress;
@@ -93,9 +94,14 @@ pub(super) struct AttachOptions {
     #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, default_value = "true", hide_default_value = true)]
     ebpf: bool,
 
-    /// Where the status API listens, `none` for nowhere; port 0 takes a free port
+    /// Where the status API listens, `none` for nowhere; port 0 takes a free port, and so does the
+    /// default if another program has its port
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9650", value_parser = StatusAddress::from_str)]
     status_addr: StatusAddress,
+
+    /// Whether that address is the default, not one that was asked for.
+    #[arg(skip)]
+    pub(super) is_default_status_addr: bool,
 
     /// Who may read the status API.
     #[command(flatten)]
@@ -236,8 +242,13 @@ async fn attach(
         typed: None,
     };
     mount::reload_on_hangup(&mut signals, reloadable, &supervisor);
-    let mut api =
-        StatusApi::offer(&options.status_addr, api_secrets, options.restart, &status, &jobs).await?;
+    let place = StatusPlace {
+        address: options.status_addr.clone(),
+        is_default: options.is_default_status_addr,
+        takes_over: options.restart,
+        predecessor: if options.restart { predecessor_api(&options.path).await } else { None },
+    };
+    let mut api = StatusApi::offer(place, api_secrets, &status, &jobs).await?;
     let reads = match options.filers() {
         [] if options.read_cache == ReadCache::Off => ReadSource::Lower,
         [] => {
@@ -302,6 +313,13 @@ async fn attach(
         tracing::info!("unmounted by somebody else");
     }
     Ok(())
+}
+
+/// Where the daemon that is to be taken over has its status API, if it tells.
+async fn predecessor_api(path: &Path) -> Option<SocketAddr> {
+    let path = path.to_owned();
+    let asked = move || mount_address::address_in_time(&mount_address::mount_at(&path).ok()?).ok();
+    tokio::task::spawn_blocking(asked).await.ok()??.parse().ok()
 }
 
 async fn cluster(

@@ -197,9 +197,10 @@ fn exchange(
             anyhow!("cannot connect within {REQUEST_TIMEOUT:?}")
         }
         ureq::Error::Timeout(_) => anyhow!("no complete answer within {timeout:?}"),
+        ureq::Error::Io(error) if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) => {
+            anyhow::Error::from(error).context("no TLS with it; --status-tls-ca names whom to trust")
+        }
         ureq::Error::Io(error) => error.into(),
-        // The names of a certificate, and whom it is of.
-        error @ ureq::Error::Rustls(_) => anyhow::Error::from(error).context("--status-tls-ca"),
         other => anyhow::Error::from(other),
     };
     let mut response = agent.run(request.body(body)?).map_err(plain)?;

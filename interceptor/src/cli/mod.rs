@@ -34,7 +34,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::parser::ValueSource;
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use daemon::configuration::{ConfigOptions, ConfiguredLine, LineError, Settings};
 use daemon::documents::DocumentsOptions;
 use daemon::logs;
@@ -322,7 +322,7 @@ fn run(
     match command {
         // SAFETY: nothing so far has started a thread, and `main` is called before anything could.
         Command::Mount(_) => unsafe { run_mount(typed, line, ignored) },
-        Command::Attach(options) => run_attach(options, line),
+        Command::Attach(options) => run_attach((**options).clone(), line),
         Command::Warmup(options) => Ok(warmup::run(options)?),
         Command::Status(options) => done(status::run(options)),
         Command::Top(options) => done(top::run(options)),
@@ -417,12 +417,13 @@ fn mount_plan(
     Ok((plan, filter))
 }
 
-fn run_attach(options: &AttachOptions, line: &ConfiguredLine) -> Result<ExitCode, CommandFailure> {
+fn run_attach(mut options: AttachOptions, line: &ConfiguredLine) -> Result<ExitCode, CommandFailure> {
     let (name, matches) = line.matches.subcommand().expect("clap requires a subcommand");
     let program = built();
+    options.is_default_status_addr = has_default_status_addr(matches);
     let in_effect = options::shown(program.find_subcommand(name).expect("it has been parsed"), matches);
     // SAFETY: nothing so far has started a thread, and `main` is called before anything could.
-    unsafe { attach::run(options, in_effect) }
+    unsafe { attach::run(&options, in_effect) }
 }
 
 /// The options of `interceptor mount`, and the same as text.
@@ -431,9 +432,13 @@ fn mount_options(line: &ConfiguredLine) -> Result<(MountOptions, BTreeMap<String
     let program = built();
     let command = program.find_subcommand(name).expect("it has been parsed");
     let mut options = MountOptions::from_arg_matches(matches).map_err(CommandFailure::usage)?;
-    options.is_default_status_addr = matches.value_source("status_addr") == Some(ValueSource::DefaultValue);
+    options.is_default_status_addr = has_default_status_addr(matches);
     let in_effect = options::in_effect(&options, command, matches);
     Ok((options, in_effect))
+}
+
+fn has_default_status_addr(matches: &ArgMatches) -> bool {
+    matches.value_source("status_addr") == Some(ValueSource::DefaultValue)
 }
 
 /// A path that was typed, so that it can be found from any directory.

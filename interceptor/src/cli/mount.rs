@@ -73,9 +73,6 @@ const VITAL_PART_FAILED: i32 = 3;
 /// Changes of the filer that may wait to be handled before its stream is slowed down.
 const NOTICE_CAPACITY: usize = 1024;
 
-/// Where the status API listens if its default address is taken: at a free port.
-const FREE_STATUS_ADDRESS: &str = "127.0.0.1:0";
-
 /// What a mount in the background does when it answers. An error ends the mount.
 type OnMounted = Box<dyn FnOnce() -> anyhow::Result<()>>;
 
@@ -569,9 +566,7 @@ async fn bind_status_api(
 ) -> Result<StatusServer, BindError> {
     match StatusServer::bind(address, secrets.clone()).await {
         Err(error) if error.is_in_use() && plan.options.is_default_status_addr && !takes_over => {
-            let server = StatusServer::bind(FREE_STATUS_ADDRESS, secrets).await?;
-            tracing::info!("{address} is in use: the status API is at {}", server.address());
-            Ok(server)
+            StatusServer::bind_elsewhere(address, secrets).await
         }
         bound => bound,
     }

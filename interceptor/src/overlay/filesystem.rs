@@ -615,7 +615,9 @@ impl Filesystem for OverlayFs {
     }
 
     fn getxattr(&self, request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        if name == STATUS_XATTR && self.source.is_some() {
+        // Without a source, files are the lower mount's, whose own daemon may know them; the root
+        // leads to this daemon all the same.
+        if name == STATUS_XATTR && (self.source.is_some() || ino == INodeNo::ROOT) {
             let value = xattr::status_value(self.status_api.get().copied());
             return xattr::reply(reply, size, Some(value.as_bytes()));
         }

@@ -71,6 +71,13 @@ impl StatusServer {
         Ok(Self { listener, address, guard: AccessGuard::new(address, token), certificate })
     }
 
+    /// Binds to a free port of loopback, as another program has `taken`.
+    pub async fn bind_elsewhere(taken: &str, secrets: ApiSecrets) -> Result<Self, BindError> {
+        let server = Self::bind("127.0.0.1:0", secrets).await?;
+        tracing::info!("{taken} is in use: the status API is at {}", server.address);
+        Ok(server)
+    }
+
     /// The address that it is bound to.
     pub fn address(&self) -> SocketAddr {
         self.address

@@ -21,6 +21,17 @@ const ADDRESS_RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often that is tried.
 const BIND_RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
+/// Where the status API is wanted.
+pub(super) struct StatusPlace {
+    pub(super) address: StatusAddress,
+    /// Nobody asked for that address: any other one does as well.
+    pub(super) is_default: bool,
+    /// Whether a daemon that is there is taken over, which may have the address.
+    pub(super) takes_over: bool,
+    /// Where that daemon has its own.
+    pub(super) predecessor: Option<SocketAddr>,
+}
+
 /// Where the status API is offered, or will be.
 pub(super) enum StatusApi {
     /// `--status-addr none`.
@@ -32,22 +43,29 @@ pub(super) enum StatusApi {
 }
 
 impl StatusApi {
-    /// Offers it at `address`, or, if `may_wait`, gets ready to do so when that is free.
+    /// Offers it at `place`, or, if a predecessor may have that, gets ready to do so when it is
+    /// free.
     pub(super) async fn offer(
-        address: &StatusAddress,
+        place: StatusPlace,
         secrets: ApiSecrets,
-        may_wait: bool,
         status: &Arc<Status>,
         jobs: &Arc<JobRegistry>,
     ) -> Result<Self, BindError> {
-        let StatusAddress::At(address) = address else { return Ok(Self::Nowhere) };
-        match StatusServer::bind(address, secrets.clone()).await {
-            Ok(server) => Ok(Self::serve(server, status, jobs)),
-            Err(error) if may_wait && error.is_in_use() => {
-                Ok(Self::Waiting { address: address.clone(), secrets })
-            }
-            Err(error) => Err(error),
+        let StatusAddress::At(mut address) = place.address else { return Ok(Self::Nowhere) };
+        let is_any = place.is_default || address.ends_with(":0");
+        // A free port stays the same.
+        if let (Some(before), true, Some((host, _))) = (place.predecessor, is_any, address.rsplit_once(':')) {
+            address = format!("{host}:{}", before.port());
         }
+        let may_wait = place.takes_over && (place.predecessor.is_some() || !is_any);
+        let server = match StatusServer::bind(&address, secrets.clone()).await {
+            Err(error) if may_wait && error.is_in_use() => return Ok(Self::Waiting { address, secrets }),
+            Err(error) if place.is_default && error.is_in_use() => {
+                StatusServer::bind_elsewhere(&address, secrets).await?
+            }
+            bound => bound?,
+        };
+        Ok(Self::serve(server, status, jobs))
     }
 
     /// Binds the address once it is free, if it was not. If it does not become free, logs that and
