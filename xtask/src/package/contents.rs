@@ -41,10 +41,11 @@ pub(super) struct PackageContents(Vec<PackageEntry>);
 const HELPERS: [&str; 2] = ["usr/sbin/mount.interceptor", "usr/sbin/mount.fuse.interceptor"];
 
 /// Files of the source tree, and where they go.
-const SOURCES: [(&str, &str); 14] = [
+const SOURCES: [(&str, &str); 15] = [
     ("packaging/example.toml", "usr/share/doc/interceptor/examples/mount.toml"),
     ("doc/grafana/interceptor.json", "usr/share/doc/interceptor/grafana/interceptor.json"),
     ("doc/prometheus/interceptor.rules.yml", "usr/share/doc/interceptor/prometheus/interceptor.rules.yml"),
+    ("packaging/container/Containerfile", "usr/share/doc/interceptor/Containerfile"),
     ("packaging/kubernetes/Containerfile", "usr/share/doc/interceptor/kubernetes/Containerfile"),
     ("packaging/kubernetes/entrypoint.sh", "usr/share/doc/interceptor/kubernetes/entrypoint.sh"),
     ("packaging/kubernetes/rdma-engine.yaml", "usr/share/doc/interceptor/kubernetes/rdma-engine.yaml"),
