@@ -5,7 +5,7 @@
 //! ([`setup::zig`]), and takes their debug information apart. [`contents`] lists what is installed
 //! where, once for all kinds of packages; [`notices`] and [`sbom`] tell what the programs are made
 //! of. [`deb`], [`rpm`] and [`archive`] write that list in their formats. None of them needs a tool
-//! of the distribution.
+//! of the distribution. [`trial`] does with them what an operator would.
 
 mod archive;
 mod build;
@@ -16,6 +16,7 @@ mod elf;
 mod notices;
 mod rpm;
 mod sbom;
+mod trial;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -37,6 +38,12 @@ pub(crate) struct PackageOptions {
     /// distribution as new as this
     #[arg(long)]
     host_libc: bool,
+
+    /// Then try them: install the deb in clean trees of Debian 12 and 13, boot these with systemd,
+    /// mount by fstab and by units, and have rpm install the rpm. Takes root, and brings
+    /// debootstrap and systemd-nspawn
+    #[arg(long = "try")]
+    tries: bool,
 }
 
 /// What every package says of itself.
@@ -78,6 +85,9 @@ pub(crate) fn command(options: &PackageOptions) -> Result<()> {
     }
     let (building, all) = (built.as_secs(), started.elapsed().as_secs());
     println!("in {} ({building} s to build, {all} s in all)", directory().display());
+    if options.tries {
+        trial::run(&written[0], &written[1])?;
+    }
     Ok(())
 }
 

@@ -143,6 +143,17 @@ const PACKAGE_TOOLS: Need = Need {
     present: || ["rpm", "man"].iter().all(|program| process::succeeds(program, &["--version"])),
 };
 
+const TREES: Need = Need {
+    name: "debootstrap and systemd-nspawn",
+    why: "packages are tried in trees of Debian that boot",
+    packages: &["debootstrap", "systemd-container", "rpm"],
+    present: || {
+        ["debootstrap", "systemd-nspawn", "rpm"]
+            .iter()
+            .all(|program| process::succeeds(program, &["--version"]))
+    },
+};
+
 /// The way to call pip that works here.
 pub(super) fn pip() -> Option<Command> {
     [&["pip3"][..], &["python3", "-m", "pip"], &["pip"]].into_iter().find_map(|words| {
@@ -177,6 +188,11 @@ pub(super) fn ensure_for_tests() {
     if let Err(error) = install_needs(&lacking) {
         eprintln!("setup: going on without, and skipping the tests that need it: {error:#}");
     }
+}
+
+/// Installs what boots trees of Debian.
+pub(super) fn ensure_for_trees() -> Result<()> {
+    if (TREES.present)() { Ok(()) } else { install_needs(&[TREES]) }
 }
 
 fn install_needs(lacking: &[Need]) -> Result<()> {

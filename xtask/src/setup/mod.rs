@@ -39,6 +39,11 @@ pub(crate) fn ensure_for_tests() {
     host::ensure_for_tests();
 }
 
+/// Prepares what boots the trees in which packages are tried.
+pub(crate) fn ensure_for_trees() -> Result<()> {
+    host::ensure_for_trees()
+}
+
 /// The verb itself: prepares, then says what there is.
 pub(crate) fn command() -> Result<()> {
     let prepared = ensure()?;
