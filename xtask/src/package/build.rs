@@ -8,7 +8,8 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::elf::Needs;
-use crate::setup::zig::{TARGET, Zig};
+use crate::setup::host::ARM64_LIBC;
+use crate::setup::zig::{Architecture, Zig};
 use crate::{cargo, process, programs};
 
 /// The oldest C library that is supported, by zig's linker: that of Debian 11 and Ubuntu 20.04.
@@ -42,33 +43,42 @@ impl BuiltPrograms {
     }
 }
 
-/// Builds them, with `zig` for the old C library.
-pub(super) fn command(zig: Option<&Zig>) -> Result<BuiltPrograms> {
+/// Builds them, with `zig` for the old C library. What the programs write of themselves is written
+/// by those of this host.
+pub(super) fn command(zig: Option<&Zig>, architecture: Architecture) -> Result<BuiltPrograms> {
     programs::build()?;
-    let directory = super::directory();
-    // Nothing of an earlier version stays.
-    let _ = fs::remove_dir_all(&directory);
+    let directory = super::directory().join(architecture.machine());
     let documents = directory.join("documents");
     fs::create_dir_all(&documents).with_context(|| format!("cannot create {}", documents.display()))?;
     // Apart from other builds, whose results another linker and compiler of C would replace.
     let target_directory = ::tests::tools::target_directory().join("package-build");
     let (mut command, target) = match zig {
-        Some(zig) => (zig.cargo()?, format!("{TARGET}.{OLDEST_LIBC}")),
+        Some(zig) => (zig.cargo()?, format!("{}.{OLDEST_LIBC}", architecture.target())),
         None => {
             let mut command = cargo::cargo();
             command.arg("build");
-            (command, TARGET.to_owned())
+            (command, architecture.target().to_owned())
         }
     };
     command.args(arguments()).args(["--target", &target, "--target-dir"]).arg(&target_directory);
     process::run(command.stdout(std::io::stderr()))?;
-    let built = target_directory.join(TARGET).join("release");
-    let all: Vec<_> =
-        PROGRAMS.into_iter().map(|name| take_apart(&built, name, &directory)).collect::<Result<_>>()?;
+    let built = target_directory.join(architecture.target()).join("release");
+    let take_apart = |name| take_apart(&built, name, &directory, architecture);
+    let all: Vec<_> = PROGRAMS.into_iter().map(take_apart).collect::<Result<_>>()?;
     for program in &all {
-        process::run(Command::new(&program.stripped).arg("documents").arg(&documents))?;
+        process::run(runner(&program.stripped, architecture).arg("documents").arg(&documents))?;
     }
     Ok(BuiltPrograms { all, documents })
+}
+
+/// The command that runs a program for `architecture` on this host.
+fn runner(program: &Path, architecture: Architecture) -> Command {
+    if architecture.is_own() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("qemu-aarch64-static");
+    command.args(["-L", ARM64_LIBC]).arg(program);
+    command
 }
 
 fn arguments() -> impl Iterator<Item = &'static str> {
@@ -77,10 +87,16 @@ fn arguments() -> impl Iterator<Item = &'static str> {
 }
 
 /// Separates debug information from a program, as distributions do.
-fn take_apart(built: &Path, name: &'static str, directory: &Path) -> Result<BuiltProgram> {
+fn take_apart(
+    built: &Path,
+    name: &'static str,
+    directory: &Path,
+    architecture: Architecture,
+) -> Result<BuiltProgram> {
     let (whole, stripped) = (built.join(name), directory.join(name));
     let debug = directory.join(format!("{name}.debug"));
-    let objcopy = || Command::new("objcopy");
+    let tool = if architecture.is_own() { "objcopy" } else { "aarch64-linux-gnu-objcopy" };
+    let objcopy = || Command::new(tool);
     process::run(objcopy().arg("--only-keep-debug").arg("--compress-debug-sections").args([&whole, &debug]))?;
     let link = format!("--add-gnu-debuglink={}", debug.display());
     process::run(objcopy().args(["--strip-all", &link]).args([&whole, &stripped]))?;

@@ -42,8 +42,9 @@ pub(super) fn package(contents: &PackageContents, identity: &PackageIdentity, li
 
 fn control(contents: &PackageContents, identity: &PackageIdentity, libc: &str) -> String {
     let (version, size) = (&identity.version, contents.installed_size().div_ceil(1024));
+    let architecture = identity.architecture.debian();
     format!(
-        "Package: {NAME}\nVersion: {version}-1\nArchitecture: amd64\nMaintainer: {MAINTAINER}\n\
+        "Package: {NAME}\nVersion: {version}-1\nArchitecture: {architecture}\nMaintainer: {MAINTAINER}\n\
          Installed-Size: {size}\nDepends: libc6 (>= {libc})\nRecommends: fuse3\n\
          Suggests: libibverbs1, ibverbs-providers\nSection: net\nPriority: optional\n\
          Description: {SUMMARY}\n{}",
@@ -75,6 +76,7 @@ mod tests {
     use super::super::contents::PackageEntry;
     use super::*;
     use crate::process;
+    use crate::setup::zig::Architecture;
 
     #[test]
     fn the_distribution_reads_the_package() {
@@ -84,7 +86,11 @@ mod tests {
             PackageEntry { is_configuration: true, ..PackageEntry::file("etc/tool/conf", b"odd".to_vec()) },
         ];
         let contents = PackageContents::sorted(entries).unwrap();
-        let identity = PackageIdentity { version: "1.2.3".into(), time: 1_700_000_000 };
+        let identity = PackageIdentity {
+            version: "1.2.3".into(),
+            time: 1_700_000_000,
+            architecture: Architecture::Amd64,
+        };
         let bytes = package(&contents, &identity, "2.31").unwrap();
         assert_eq!(bytes, package(&contents, &identity, "2.31").unwrap(), "it is reproducible");
         if !process::succeeds("dpkg-deb", &["--version"]) {

@@ -8,12 +8,13 @@ use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
 use crate::cargo;
+use crate::setup::zig::Architecture;
 
-/// The targets, and the crates whose programs are packaged; those in the kernel are built apart.
-const TARGETS: [(&str, &[&str]); 2] = [
-    ("x86_64-unknown-linux-gnu", &["interceptor", "rdma-engine"]),
-    ("bpfel-unknown-none", &["interceptor-ebpf"]),
-];
+/// The crates whose programs are packaged.
+const PROGRAMS: &[&str] = &["interceptor", "rdma-engine"];
+
+/// The target of the programs in the kernel, which are built apart, and their crate.
+const KERNEL_PROGRAMS: (&str, &[&str]) = ("bpfel-unknown-none", &["interceptor-ebpf"]);
 
 /// All crates, and which one uses which.
 pub(super) struct DependencyGraph {
@@ -92,12 +93,12 @@ struct DependencyKind {
 }
 
 impl DependencyGraph {
-    /// Asks Cargo.
-    pub(super) fn read() -> Result<Self> {
+    /// Asks Cargo for those of programs for `architecture`.
+    pub(super) fn read(architecture: Architecture) -> Result<Self> {
         let lock = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.lock"))?;
         let checksums = checksums(&lock);
         let mut crates: BTreeMap<(String, String), Crate> = BTreeMap::new();
-        for (target, roots) in TARGETS {
+        for (target, roots) in [(architecture.target(), PROGRAMS), KERNEL_PROGRAMS] {
             for found in Self::parse(&metadata(target)?, &checksums, roots)?.crates {
                 let known = crates.entry((found.name.clone(), found.version.clone()));
                 let known = known.or_insert_with(|| Crate { uses: Vec::new(), ..found.clone() });

@@ -29,14 +29,19 @@ use self::build::BuiltPrograms;
 use self::contents::PackageContents;
 use self::dependencies::DependencyGraph;
 use crate::progress::size;
+use crate::setup::zig::Architecture;
 use crate::{interrupt, process, setup};
 
 /// What the verb takes.
 #[derive(clap::Args)]
 pub(crate) struct PackageOptions {
+    /// What to build for; several are separated by commas
+    #[arg(long = "arch", value_name = "ARCH", value_delimiter = ',', default_value = "amd64")]
+    architectures: Vec<Architecture>,
+
     /// Link with the C library of this host instead of an older one: the packages then need a
     /// distribution as new as this
-    #[arg(long)]
+    #[arg(long, conflicts_with = "architectures")]
     host_libc: bool,
 
     /// Then try them: install the deb in clean trees of Debian 12 and 13, boot these with systemd,
@@ -51,6 +56,7 @@ pub(crate) struct PackageIdentity {
     version: String,
     /// Of the commit, in seconds after 1970: the same sources make the same packages.
     time: u64,
+    architecture: Architecture,
 }
 
 const NAME: &str = "interceptor";
@@ -65,28 +71,35 @@ const MAINTAINER: &str = "interceptor developers <interceptor@localhost>";
 pub(crate) fn command(options: &PackageOptions) -> Result<()> {
     let started = Instant::now();
     setup::ensure()?;
-    let zig = if options.host_libc { None } else { Some(setup::zig::ensure()?) };
-    let programs = build::command(zig.as_ref())?;
-    interrupt::check()?;
-    let built = started.elapsed();
-    let written = write(&programs)?;
+    // Nothing of an earlier version stays.
+    let _ = fs::remove_dir_all(directory());
+    let mut own = None;
+    for &architecture in &options.architectures {
+        let zig = if options.host_libc { None } else { Some(setup::zig::ensure(architecture)?) };
+        let programs = build::command(zig.as_ref(), architecture)?;
+        interrupt::check()?;
+        let written = write(&programs, architecture)?;
+        print_sizes(&programs, &written)?;
+        own = architecture.is_own().then_some(written).or(own);
+    }
+    println!("in {} ({} s)", directory().display(), started.elapsed().as_secs());
+    if options.tries {
+        let own = own.context("--try takes packages for this host: leave --arch out")?;
+        trial::run(&own[0], &own[1])?;
+    }
+    Ok(())
+}
+
+fn print_sizes(programs: &BuiltPrograms, written: &[PathBuf]) -> Result<()> {
     println!();
     for program in &programs.all {
         let stripped = fs::metadata(&program.stripped)?.len();
         let (libc, libraries) = (&program.needs.libc, program.needs.libraries.join(", "));
-        println!("{:<44} {:>9}   glibc {libc}; {libraries}", program.name, size(stripped));
+        println!("{:<45} {:>9}   glibc {libc}; {libraries}", program.name, size(stripped));
     }
-    for path in &written {
-        println!(
-            "{:<44} {:>9}",
-            path.file_name().unwrap_or_default().to_string_lossy(),
-            size(fs::metadata(path)?.len())
-        );
-    }
-    let (building, all) = (built.as_secs(), started.elapsed().as_secs());
-    println!("in {} ({building} s to build, {all} s in all)", directory().display());
-    if options.tries {
-        trial::run(&written[0], &written[1])?;
+    for path in written {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        println!("{name:<45} {:>9}", size(fs::metadata(path)?.len()));
     }
     Ok(())
 }
@@ -97,18 +110,23 @@ fn directory() -> PathBuf {
 }
 
 /// Writes all packages; returns their paths.
-fn write(programs: &BuiltPrograms) -> Result<Vec<PathBuf>> {
-    let identity = PackageIdentity { version: env!("CARGO_PKG_VERSION").to_owned(), time: commit_time() };
-    let dependencies = DependencyGraph::read()?;
+fn write(programs: &BuiltPrograms, architecture: Architecture) -> Result<Vec<PathBuf>> {
+    let version = env!("CARGO_PKG_VERSION").to_owned();
+    let identity = PackageIdentity { version, time: commit_time(), architecture };
+    let dependencies = DependencyGraph::read(architecture)?;
     let contents = PackageContents::collect(programs, &dependencies, &identity)?;
     let debug = PackageContents::of_debug_information(programs)?;
     let (name, version) = (NAME, &identity.version);
+    let (debian, machine) = (architecture.debian(), architecture.machine());
     let written = [
-        (format!("{name}_{version}-1_amd64.deb"), deb::package(&contents, &identity, &programs.libc())?),
-        (format!("{name}-{version}-1.x86_64.rpm"), rpm::package(&contents, &identity, &programs.libc())?),
-        (format!("{name}-{version}-linux-x86_64.tar.gz"), archive::package(&contents, &identity)?),
-        (format!("{name}-{version}-linux-x86_64-debug.tar.gz"), archive::package(&debug, &identity)?),
-        (format!("{name}-{version}.cdx.json"), sbom::document(&dependencies, &identity)?.into_bytes()),
+        (format!("{name}_{version}-1_{debian}.deb"), deb::package(&contents, &identity, &programs.libc())?),
+        (format!("{name}-{version}-1.{machine}.rpm"), rpm::package(&contents, &identity, &programs.libc())?),
+        (format!("{name}-{version}-linux-{machine}.tar.gz"), archive::package(&contents, &identity)?),
+        (format!("{name}-{version}-linux-{machine}-debug.tar.gz"), archive::package(&debug, &identity)?),
+        (
+            format!("{name}-{version}-{machine}.cdx.json"),
+            sbom::document(&dependencies, &identity)?.into_bytes(),
+        ),
     ];
     let mut paths = Vec::new();
     for (file, bytes) in written {

@@ -14,7 +14,8 @@ pub(super) fn package(contents: &PackageContents, identity: &PackageIdentity, li
     // All distributions with systemd read this version of the format and this compression.
     let time = u32::try_from(identity.time).unwrap_or(0);
     let config = BuildConfig::v4().compression(CompressionType::Gzip).source_date(time).reserved_space(None);
-    let mut builder = PackageBuilder::new(NAME, &identity.version, "Apache-2.0", "x86_64", SUMMARY);
+    let machine = identity.architecture.machine();
+    let mut builder = PackageBuilder::new(NAME, &identity.version, "Apache-2.0", machine, SUMMARY);
     builder.using_config(config).description(DESCRIPTION).build_host("localhost");
     builder.requires(Dependency::any(format!("libc.so.6(GLIBC_{libc})(64bit)")));
     builder.recommends(Dependency::any("fuse3"));
@@ -51,6 +52,7 @@ mod tests {
     use super::super::contents::PackageEntry;
     use super::*;
     use crate::process;
+    use crate::setup::zig::Architecture;
 
     #[test]
     fn rpm_reads_the_package() {
@@ -60,7 +62,11 @@ mod tests {
             PackageEntry { is_configuration: true, ..PackageEntry::file("etc/tool/conf", b"odd".to_vec()) },
         ];
         let contents = PackageContents::sorted(entries).unwrap();
-        let identity = PackageIdentity { version: "1.2.3".into(), time: 1_700_000_000 };
+        let identity = PackageIdentity {
+            version: "1.2.3".into(),
+            time: 1_700_000_000,
+            architecture: Architecture::Amd64,
+        };
         let bytes = package(&contents, &identity, "2.31").unwrap();
         if !process::succeeds("rpm", &["--version"]) {
             return ::tests::host::skipped("there is no rpm");

@@ -55,11 +55,13 @@ fn component(found: &Crate) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::setup::zig::Architecture;
 
     #[test]
     fn every_reference_leads_to_a_component() {
-        let dependencies = DependencyGraph::read().unwrap();
-        let identity = PackageIdentity { version: "1.2.3".into(), time: 0 };
+        let dependencies = DependencyGraph::read(Architecture::Amd64).unwrap();
+        let identity =
+            PackageIdentity { version: "1.2.3".into(), time: 0, architecture: Architecture::Amd64 };
         let document: Value = serde_json::from_str(&document(&dependencies, &identity).unwrap()).unwrap();
         let components = document["components"].as_array().unwrap();
         let known: Vec<_> =

@@ -154,6 +154,21 @@ const TREES: Need = Need {
     },
 };
 
+const ARM64: Need = Need {
+    name: "tools for arm64",
+    why: "they take debug information apart, and run the programs",
+    packages: &["binutils-aarch64-linux-gnu", "libc6-arm64-cross", "qemu-user-static"],
+    present: || {
+        ["aarch64-linux-gnu-objcopy", "qemu-aarch64-static"]
+            .iter()
+            .all(|program| process::succeeds(program, &["--version"]))
+            && Path::new(ARM64_LIBC).is_dir()
+    },
+};
+
+/// Where Debian has the C library of arm64.
+pub(crate) const ARM64_LIBC: &str = "/usr/aarch64-linux-gnu";
+
 /// The way to call pip that works here.
 pub(super) fn pip() -> Option<Command> {
     [&["pip3"][..], &["python3", "-m", "pip"], &["pip"]].into_iter().find_map(|words| {
@@ -193,6 +208,11 @@ pub(super) fn ensure_for_tests() {
 /// Installs what boots trees of Debian.
 pub(super) fn ensure_for_trees() -> Result<()> {
     if (TREES.present)() { Ok(()) } else { install_needs(&[TREES]) }
+}
+
+/// Installs what programs for arm64 are handled with.
+pub(super) fn ensure_for_arm64() -> Result<()> {
+    if (ARM64.present)() { Ok(()) } else { install_needs(&[ARM64]) }
 }
 
 fn install_needs(lacking: &[Need]) -> Result<()> {

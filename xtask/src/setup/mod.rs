@@ -10,7 +10,7 @@
 //! milliseconds and prints nothing.
 
 pub(crate) mod bpf;
-mod host;
+pub(crate) mod host;
 pub(crate) mod suites;
 mod weed;
 mod wheel;

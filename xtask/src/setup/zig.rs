@@ -1,16 +1,18 @@
 //! zig as a linker and C compiler, and the Cargo command that uses it: it has the symbols of each
-//! version of the C library, so a program can be made for a distribution older than this one.
+//! version of the C library, so a program can be made for a distribution older than this one, and
+//! for another architecture.
 //!
 //! Both come as wheels, of pinned versions with pinned checksums, and stay in `target/tools/zig`.
 
 use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use ::tests::tools::target_directory;
 use anyhow::{Context, Result, ensure};
 
+use super::host;
 use super::wheel::Wheel;
 use crate::{cargo, process};
 
@@ -29,8 +31,54 @@ const CARGO_ZIGBUILD: Wheel = Wheel {
 const ZIG_PROGRAM: &str = "zig/ziglang/zig";
 const CARGO_PROGRAM: &str = "cargo-zigbuild/cargo_zigbuild-0.24.1.data/scripts/cargo-zigbuild";
 
-/// The target that everything is built for.
-pub(crate) const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// What programs are built for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Architecture {
+    Amd64,
+    Arm64,
+}
+
+impl Architecture {
+    /// The target's name for Rust.
+    pub(crate) fn target(self) -> &'static str {
+        match self {
+            Self::Amd64 => "x86_64-unknown-linux-gnu",
+            Self::Arm64 => "aarch64-unknown-linux-gnu",
+        }
+    }
+
+    /// The machine's name for the kernel, and for rpm.
+    pub(crate) fn machine(self) -> &'static str {
+        match self {
+            Self::Amd64 => "x86_64",
+            Self::Arm64 => "aarch64",
+        }
+    }
+
+    /// Its name for Debian.
+    pub(crate) fn debian(self) -> &'static str {
+        match self {
+            Self::Amd64 => "amd64",
+            Self::Arm64 => "arm64",
+        }
+    }
+
+    /// Whether this host can run its programs.
+    pub(crate) fn is_own(self) -> bool {
+        self.machine() == std::env::consts::ARCH
+    }
+
+    /// Where zig has the headers of the C library and of the kernel for it.
+    fn headers(self) -> [&'static str; 4] {
+        match self {
+            Self::Amd64 => ["x86-linux-gnu", "generic-glibc", "x86-linux-any", "any-linux-any"],
+            Self::Arm64 => ["aarch64-linux-gnu", "generic-glibc", "aarch64-linux-any", "any-linux-any"],
+        }
+    }
+}
+
+/// Headers, in the directory of stubs.
+const HEADERS: &str = "include";
 
 /// The toolchain file of cmake, in the directory of stubs.
 const TOOLCHAIN: &str = "host.cmake";
@@ -45,7 +93,8 @@ set(CMAKE_C_FLAGS \"-fPIC -w\" CACHE STRING \"\" FORCE)
 pub(crate) struct Zig {
     zig: PathBuf,
     cargo_zigbuild: PathBuf,
-    /// A directory with libraries that are linked with and never used.
+    architecture: Architecture,
+    /// A directory with libraries that are linked with and never used, and with headers.
     stubs: PathBuf,
 }
 
@@ -58,16 +107,31 @@ impl Zig {
         // The bindings of libibverbs build a library and tools of RDMA to get at its headers.
         // Nothing of them gets into a program, and zig can neither link the libraries of this host
         // nor read the version scripts: the compiler of this host builds them.
-        command.env(format!("CMAKE_TOOLCHAIN_FILE_{TARGET}"), self.stubs.join(TOOLCHAIN));
-        // libclang does not find zig's headers. Those of this host describe the same types.
-        command.env("BINDGEN_EXTRA_CLANG_ARGS", host_includes()?);
+        let target = self.architecture.target();
+        command.env(format!("CMAKE_TOOLCHAIN_FILE_{target}"), self.stubs.join(TOOLCHAIN));
+        command.env("BINDGEN_EXTRA_CLANG_ARGS", self.includes()?);
         Ok(command)
     }
 
+    /// Options by which libclang finds zig's headers, and those of libibverbs.
+    fn includes(&self) -> Result<String> {
+        let library = self.zig.parent().context("zig has a directory")?.join("lib");
+        let libc = self.architecture.headers().map(|name| library.join("libc/include").join(name));
+        let all = [self.stubs.join(HEADERS), library.join("include")].into_iter().chain(libc);
+        Ok(all.map(|directory| format!("-isystem {}", directory.display())).collect::<Vec<_>>().join(" "))
+    }
+
     /// Makes an empty libibverbs: the bindings name it to the linker, which leaves it out, as its
-    /// functions are found at run time. And tells cmake of the compiler of this host.
+    /// functions are found at run time. And tells cmake of the compiler of this host, and libclang of
+    /// the headers of this host that are the same for all architectures.
     fn make_stubs(&self) -> Result<()> {
-        fs::create_dir_all(&self.stubs)?;
+        let headers = self.stubs.join(HEADERS);
+        fs::create_dir_all(&headers)?;
+        for name in ["infiniband", "rdma"] {
+            if !headers.join(name).exists() {
+                symlink(Path::new("/usr/include").join(name), headers.join(name))?;
+            }
+        }
         fs::write(self.stubs.join(TOOLCHAIN), HOST_COMPILER)?;
         let library = self.stubs.join("libibverbs.so");
         if library.is_file() {
@@ -76,20 +140,22 @@ impl Zig {
         let source = self.stubs.join("empty.c");
         fs::write(&source, "")?;
         let mut compiler = Command::new(&self.zig);
-        compiler.args(["cc", "-target", "x86_64-linux-gnu", "-shared", "-o"]);
+        let target = format!("{}-linux-gnu", self.architecture.machine());
+        compiler.args(["cc", "-target", &target, "-shared", "-o"]);
         process::run(compiler.arg(&library).arg(&source).stdout(std::io::stderr()))
     }
 }
 
-/// What there is, brought if need be.
-pub(crate) fn ensure() -> Result<Zig> {
+/// What there is, brought if need be, to build for `architecture`.
+pub(crate) fn ensure(architecture: Architecture) -> Result<Zig> {
     ensure!(
         cfg!(all(target_os = "linux", target_arch = "x86_64")),
         "the pinned zig is for Linux on x86-64 only; --host-libc does without it"
     );
     let kept = target_directory().join("tools/zig");
-    let stubs = kept.join("stubs");
-    let found = Zig { zig: kept.join(ZIG_PROGRAM), cargo_zigbuild: kept.join(CARGO_PROGRAM), stubs };
+    let stubs = kept.join("stubs").join(architecture.machine());
+    let (zig, cargo_zigbuild) = (kept.join(ZIG_PROGRAM), kept.join(CARGO_PROGRAM));
+    let found = Zig { zig, cargo_zigbuild, architecture, stubs };
     for (wheel, name, program) in
         [(ZIG, "zig", &found.zig), (CARGO_ZIGBUILD, "cargo-zigbuild", &found.cargo_zigbuild)]
     {
@@ -100,16 +166,23 @@ pub(crate) fn ensure() -> Result<Zig> {
         }
     }
     found.make_stubs()?;
+    ensure_standard_library(architecture)?;
+    if !architecture.is_own() {
+        host::ensure_for_arm64()?;
+    }
     Ok(found)
 }
 
-/// Options by which clang finds the headers of this host's compiler and C library.
-fn host_includes() -> Result<String> {
-    let output = Command::new("cc").arg("-print-file-name=include").output().context("cannot run cc")?;
-    ensure!(output.status.success(), "cc does not tell where its headers are");
-    let own = String::from_utf8(output.stdout)?;
-    let directories = [own.trim_end(), "/usr/include/x86_64-linux-gnu", "/usr/include"];
-    Ok(directories.map(|directory| format!("-isystem {directory}")).join(" "))
+/// Has rustup bring Rust's own libraries for another architecture than this one.
+fn ensure_standard_library(architecture: Architecture) -> Result<()> {
+    let target = architecture.target();
+    let output = Command::new("rustc").args(["--print", "sysroot"]).output().context("cannot run rustc")?;
+    let sysroot = PathBuf::from(String::from_utf8(output.stdout)?.trim_end());
+    if sysroot.join("lib/rustlib").join(target).is_dir() {
+        return Ok(());
+    }
+    process::run(Command::new("rustup").args(["target", "add", target]).stdout(std::io::stderr()))
+        .with_context(|| format!("there is no Rust for {target}: bring it with rustup target add {target}"))
 }
 
 fn bring(wheel: &Wheel, kept: &Path, program: &Path) -> Result<()> {
