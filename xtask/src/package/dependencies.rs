@@ -1,4 +1,4 @@
-//! The crates that the programs are made of, as Cargo resolves them for the target of the packages.
+//! The crates that the programs are made of, as Cargo resolves them for the target of a package.
 //! Crates that only build scripts and tests use are none of them.
 
 use std::collections::{BTreeMap, BTreeSet};
