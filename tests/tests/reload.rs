@@ -105,9 +105,10 @@ fn the_token_of_the_status_api_and_the_log_level_are_renewed() {
     assert!(!mount.log().unwrap().contains("INFO"), "{}", mount.log().unwrap());
 
     fs::write(&token, "the-next-token-of-this-test").unwrap();
-    fs::write(&config, "log-level = \"info\"\n").unwrap();
+    fs::write(&config, "log-level = \"info\"\nthreads = 3\n").unwrap();
     let (code, said) = reload(mount.path());
-    assert!(code == Some(0) && said.contains("what is logged"), "{code:?} {said}");
+    assert!(code == Some(0) && said.contains("what is logged; as before, until"), "{code:?} {said}");
+    assert!(said.trim_end().ends_with(": --threads"), "what else changed is named: {said}");
     assert_eq!(["the-first-token-of-this-test", "the-next-token-of-this-test"].map(asked), [401, 200]);
     mount.log_with("INFO reloaded: ").unwrap();
     fs::write(&token, "short").unwrap();

@@ -239,7 +239,7 @@ async fn attach(
         security_file: options.fetch.security.clone(),
         api: api_secrets.clone(),
         api_files: options.status_access.clone(),
-        typed: None,
+        command_line: None,
     };
     mount::reload_on_hangup(&mut signals, reloadable, &supervisor);
     let place = StatusPlace {

@@ -39,7 +39,7 @@ use super::http;
 use super::options::{
     CachePrefault, FetchOptions, MountBehaviour, MountOptions, OptionError, VolumeServerAccess,
 };
-use super::reload::Reloadable;
+use super::reload::{Reloadable, RunningCommandLine};
 use super::signals::Signals;
 use super::{kernel_watcher, mount_address};
 use crate::cache::arena::ArenaError;
@@ -291,7 +291,10 @@ async fn serve(mut plan: MountPlan, supervisor: Arc<SupervisorLink>) -> anyhow::
         security_file: plan.options.fetch.security.clone(),
         api,
         api_files: plan.options.status_access.clone(),
-        typed: Some(plan.typed.clone()),
+        command_line: Some(RunningCommandLine {
+            typed: plan.typed.clone(),
+            in_effect: plan.identity.options.clone(),
+        }),
     };
     reload_on_hangup(&mut signals, reloadable, &supervisor);
     let filer = tokio::select! {

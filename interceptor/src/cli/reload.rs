@@ -3,6 +3,7 @@
 //!
 //! Everything else takes `interceptor mount --restart`. A file that cannot be used changes nothing.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,6 +18,9 @@ use crate::fuse::handover;
 use crate::fuse::supervisor::SupervisorLink;
 use crate::seaweed::security::Security;
 use crate::telemetry::access::ApiSecrets;
+
+/// The option that is taken over from configuration files.
+const RELOADED_OPTION: &str = "log-level";
 
 /// Has a running daemon read its keys, certificates and tokens anew.
 #[derive(Debug, Clone, Args)]
@@ -42,8 +46,28 @@ pub(super) struct Reloadable {
     pub(super) security_file: Option<PathBuf>,
     pub(super) api: ApiSecrets,
     pub(super) api_files: options::StatusAccessOptions,
-    /// The command line of `interceptor mount`, which may name a configuration file.
-    pub(super) typed: Option<Vec<OsString>>,
+    /// Of `interceptor mount`.
+    pub(super) command_line: Option<RunningCommandLine>,
+}
+
+/// A command line that may name a configuration file, and what the options were when it was read.
+pub(super) struct RunningCommandLine {
+    pub(super) typed: Vec<OsString>,
+    pub(super) in_effect: BTreeMap<String, String>,
+}
+
+impl RunningCommandLine {
+    /// The options with what configuration files say now; and the names of those that are others now
+    /// and stay as they are.
+    fn read_anew(&self) -> anyhow::Result<(options::MountOptions, Vec<String>)> {
+        let (_, line) = parse(&self.typed)?;
+        let (options, newer) = mount_options(&line).map_err(|failure| anyhow::anyhow!("{failure}"))?;
+        let names = self.in_effect.keys().chain(newer.keys()).collect::<BTreeSet<_>>();
+        let is_kept = |name: &&String| {
+            name.as_str() != RELOADED_OPTION && self.in_effect.get(*name) != newer.get(*name)
+        };
+        Ok((options, names.into_iter().filter(is_kept).map(|name| format!("--{name}")).collect()))
+    }
 }
 
 impl Reloadable {
@@ -64,8 +88,9 @@ impl Reloadable {
             None => None,
         };
         let api = self.api_files.load()?;
-        let filter = match &self.typed {
-            Some(typed) => Some(logs::filter(options_now(typed)?.log.log_level.as_deref())?),
+        let read = self.command_line.as_ref().map(RunningCommandLine::read_anew).transpose()?;
+        let filter = match &read {
+            Some((options, _)) => Some(logs::filter(options.log.log_level.as_deref())?),
             None => None,
         };
         let mut done = Vec::new();
@@ -85,7 +110,13 @@ impl Reloadable {
             logs::change_filter(filter);
             done.push("what is logged");
         }
-        Ok(if done.is_empty() { "there is nothing to reload".into() } else { done.join(", ") })
+        let done = if done.is_empty() { "there is nothing to reload".into() } else { done.join(", ") };
+        Ok(match read {
+            Some((_, kept)) if !kept.is_empty() => {
+                format!("{done}; as before, until `interceptor mount --restart`: {}", kept.join(", "))
+            }
+            _ => done,
+        })
     }
 }
 
@@ -96,11 +127,4 @@ pub(super) fn load(file: Option<&PathBuf>) -> anyhow::Result<Security> {
         None => Security::load(),
     };
     loaded.context("cannot use security.toml")
-}
-
-/// The options of a command line with what its configuration files say now.
-fn options_now(typed: &[OsString]) -> anyhow::Result<options::MountOptions> {
-    let (_, line) = parse(typed)?;
-    let (options, _) = mount_options(&line).map_err(|failure| anyhow::anyhow!("{failure}"))?;
-    Ok(options)
 }
