@@ -62,7 +62,7 @@ impl Listener for BoundedListener {
         let (open, replaced) = oneshot::channel();
         self.open.push_back(open);
         let deadline = Box::pin(sleep(self.idle));
-        (BoundedStream { stream, deadline, idle: self.idle, replaced }, address)
+        (BoundedStream { stream, deadline, idle: self.idle, replaced, has_been_replaced: false }, address)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -78,6 +78,7 @@ pub struct BoundedStream {
     idle: Duration,
     /// Ready once a newer connection has its place.
     replaced: oneshot::Receiver<()>,
+    has_been_replaced: bool,
 }
 
 impl BoundedStream {
@@ -103,10 +104,24 @@ impl BoundedStream {
         Ok((peeked.await? > 0).then_some(byte[0]))
     }
 
+    /// Resolves when the connection has to make room, for who waits for something else than it.
+    pub async fn replaced(&mut self) {
+        poll_fn(|context| if self.is_replaced(context) { Poll::Ready(()) } else { Poll::Pending }).await;
+    }
+
+    /// Whether the connection has to make room; if not, the task is woken when it has to.
+    fn is_replaced(&mut self, context: &mut Context<'_>) -> bool {
+        // A receiver that has ended must not be asked again, as TLS does when it says goodbye.
+        if !self.has_been_replaced {
+            self.has_been_replaced = Pin::new(&mut self.replaced).poll(context).is_ready();
+        }
+        self.has_been_replaced
+    }
+
     /// Takes note of progress, or ends the connection if there was none for too long, or if it had
     /// to make room.
     fn moved<T>(&mut self, outcome: Poll<io::Result<T>>, context: &mut Context<'_>) -> Poll<io::Result<T>> {
-        if Pin::new(&mut self.replaced).poll(context).is_ready() {
+        if self.is_replaced(context) {
             let error =
                 io::Error::new(io::ErrorKind::ConnectionAborted, "it made room for a newer connection");
             return Poll::Ready(Err(error));
@@ -205,6 +220,25 @@ mod tests {
             let mut rest = Vec::new();
             let _ = stream.read_to_end(&mut rest).await;
             assert!(rest.is_empty());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_made_room_fails_however_often_it_is_used() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut bounded = BoundedListener::with_limits(listener, 1, Duration::from_secs(600));
+        let mut streams = Vec::new();
+        for _ in 0..2 {
+            let client = TcpStream::connect(address).await.unwrap();
+            streams.push((bounded.accept().await.0, client));
+        }
+        let first = &mut streams[0].0;
+        for _ in 0..2 {
+            first.replaced().await;
+            let read = first.read_u8().await.unwrap_err();
+            let written = first.write_all(b"goodbye").await.unwrap_err();
+            assert_eq!([read.kind(), written.kind()], [io::ErrorKind::ConnectionAborted; 2]);
         }
     }
 

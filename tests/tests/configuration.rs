@@ -117,6 +117,29 @@ fn setting(option: &str, value: &str) -> String {
 }
 
 #[test]
+fn half_a_pair_of_options_is_refused_with_its_place() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("main.toml");
+    fs::write(&file, "status-tls-cert = \"/some/where\"\n").unwrap();
+    let check = |command: &str, further: &[&str]| {
+        let mut run = Command::new(interceptor_program().unwrap());
+        run.args(["config", "check", command, "--filer=filer:8888", "--config"]).arg(&file).args(further);
+        let output = run.output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    for command in ["mount", "attach"] {
+        let (code, said) = check(command, &[]);
+        let is_named = said.contains("main.toml, line 1") && said.contains("--status-tls-key");
+        assert!(code == Some(2) && is_named, "{command}: {code:?} {said}");
+        let (code, said) = check(command, &["--status-tls-key=/some/where"]);
+        assert!(
+            code == Some(1) && said.contains("cannot use --status-tls-cert"),
+            "{command}: {code:?} {said}"
+        );
+    }
+}
+
+#[test]
 fn every_option_can_be_set_in_every_place_and_every_typo_is_named() {
     let directory = tempfile::tempdir().unwrap();
     let (file, drop_in) = (directory.path().join("main.toml"), directory.path().join("main.toml.d/1.toml"));

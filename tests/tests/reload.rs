@@ -155,7 +155,7 @@ fn the_certificate_of_the_status_api_is_renewed() {
 
     issue(directory.path(), "the next");
     let (code, said) = reload(mount.path());
-    assert!(code == Some(0) && said.contains("its certificate"), "{code:?} {said}");
+    assert!(code == Some(0) && said.contains("the certificate of the status API"), "{code:?} {said}");
     assert_eq!(["ca.crt", "first.crt"].map(|authority| trusting(authority).0), [Some(0), Some(1)]);
 
     // What cannot be used changes nothing.

@@ -22,12 +22,13 @@ use daemon::address::StatusAddress;
 use daemon::size::ByteSize;
 use daemon::{duration, logs, output, service};
 
-use self::status_api::{StatusApi, StatusPlace};
+use self::status_api::StatusApi;
 use super::options::{
-    ConfigurationOptions, FetchOptions, Filers, LogOptions, StatusAccessOptions, filer_path,
+    ConfigurationOptions, FetchOptions, Filers, LogOptions, OptionError, StatusAccessOptions, filer_path,
 };
 use super::reload::Reloadable;
 use super::signals::Signals;
+use super::status_place::StatusPlace;
 use super::{CommandFailure, host, kernel_watcher, mount, mount_address};
 use crate::fuse::supervisor::{Supervision, SupervisorLink, supervise};
 use crate::overlay::{self, Cluster, Overlay, OverlayOptions, ReadSource};
@@ -148,27 +149,40 @@ impl AttachOptions {
     }
 }
 
-/// Attaches, and returns when the layer is gone.
+impl AttachOptions {
+    /// Whether the options fit together. Returns how much memory the cache may take.
+    pub(super) fn check(&self) -> Result<ByteSize, OptionError> {
+        let cache_size = self.fetch.cache_size()?;
+        if self.read_cache == ReadCache::Off && self.filer.is_some() {
+            return Err(OptionError::UselessFiler);
+        }
+        self.fetch.check_disk_cache()?;
+        if self.fetch.disk_cache.is_some() && self.filer.is_none() {
+            return Err(OptionError::DiskCacheWithoutFiler);
+        }
+        self.status_access.check()?;
+        Ok(cache_size)
+    }
+
+    /// Reads the files with keys, certificates and tokens, to see whether they can be used.
+    pub(super) fn check_secrets(&self) -> anyhow::Result<()> {
+        self.status_access.load()?;
+        if !self.filers().is_empty() {
+            mount::security(&self.fetch)?;
+        }
+        Ok(())
+    }
+}
+
+/// Attaches with a cache of `cache_size`, and returns when the layer is gone.
 ///
 /// # Safety
 /// The process must have no other thread.
 pub(super) unsafe fn run(
     options: &AttachOptions,
+    cache_size: ByteSize,
     in_effect: BTreeMap<String, String>,
 ) -> Result<ExitCode, CommandFailure> {
-    let cache_size = options.fetch.cache_size().map_err(CommandFailure::usage)?;
-    if options.read_cache == ReadCache::Off && options.filer.is_some() {
-        return Err(CommandFailure::Usage(
-            "--read-cache off leaves no use for --filer: leave one of them out".into(),
-        ));
-    }
-    options.fetch.check_disk_cache().map_err(CommandFailure::usage)?;
-    options.status_access.check().map_err(CommandFailure::usage)?;
-    if options.fetch.disk_cache.is_some() && options.filer.is_none() {
-        return Err(CommandFailure::Usage(
-            "--disk-cache takes --filer: only a cluster tells what has not changed since".into(),
-        ));
-    }
     let filter = logs::filter(options.log.log_level.as_deref()).map_err(CommandFailure::usage)?;
     logs::start_without_thread(options.log.log_format, filter);
     let how = Supervision {

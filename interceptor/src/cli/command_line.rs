@@ -10,7 +10,7 @@ use daemon::configuration::{ConfigOptions, ConfigurableProgram, ConfiguredLine, 
 use daemon::output;
 
 use super::options::{SWITCHES, without_negations};
-use super::{Cli, CommandFailure, mount_options, mount_plan, understand_foreign_options};
+use super::{Cli, CommandFailure, attach_options, mount_options, mount_plan, understand_foreign_options};
 
 /// What can be set, and how.
 const PROGRAM: ConfigurableProgram<'_> = ConfigurableProgram {
@@ -53,6 +53,12 @@ pub(super) fn run(options: &ConfigOptions) -> Result<ExitCode, CommandFailure> {
         let (mut plan, _) = mount_plan(mount, in_effect, typed, &line.settings)?;
         if options.is_check() {
             plan.load_secrets()?;
+        }
+    }
+    if line.matches.subcommand_name() == Some("attach") {
+        let (attach, _) = attach_options(&line)?;
+        if options.is_check() {
+            attach.check_secrets()?;
         }
     }
     let text = options.text(&PROGRAM, &line, &values);

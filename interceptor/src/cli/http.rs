@@ -1,6 +1,7 @@
 //! Requests to a daemon's status API, each on a connection of its own.
 
 use std::borrow::Cow;
+use std::io::{ErrorKind, Read};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -23,13 +24,20 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// More than any answer has.
 const MAX_ANSWER_BYTES: u64 = 16 << 20;
 
+type Response = ureq::http::Response<ureq::Body>;
+
 /// What begins the address of an API that is reached by TLS.
 const HTTPS: &str = "https://";
 
 /// Checks the form of `HOST:PORT` or `https://HOST:PORT`.
 fn api_address(text: &str) -> Result<String, &'static str> {
-    let Some(rest) = text.strip_prefix(HTTPS) else { return address::host_port(text) };
-    Ok(format!("{HTTPS}{}", address::host_port(rest.trim_end_matches('/'))?))
+    let (scheme, rest) = text.strip_prefix(HTTPS).map_or(("", text), |rest| (HTTPS, rest));
+    match address::host_port(rest.trim_end_matches('/')) {
+        Ok(address) => Ok(format!("{scheme}{address}")),
+        Err(_) => {
+            Err("expected HOST:PORT or https://HOST:PORT, such as 127.0.0.1:9650 or https://train-7:9650")
+        }
+    }
 }
 
 /// An answer of the status API.
@@ -75,15 +83,29 @@ impl StatusClient {
 
     /// GETs `path`.
     pub(super) fn get(&self, path: &str) -> anyhow::Result<HttpAnswer> {
+        HttpAnswer::read(self.ask(path, REQUEST_TIMEOUT)?, REQUEST_TIMEOUT)
+    }
+
+    /// GETs `path`, whose answer takes up to `time` to come. Returns the answer's status code, and
+    /// its body to be read while it comes.
+    pub(super) fn stream(&self, path: &str, time: Duration) -> anyhow::Result<(u16, impl Read + use<>)> {
+        let response = self.ask(path, REQUEST_TIMEOUT + time)?;
+        Ok((response.status().as_u16(), response.into_body().into_reader()))
+    }
+
+    fn ask(&self, path: &str, timeout: Duration) -> anyhow::Result<Response> {
         let token = self.token_file.as_deref().map(access::text).transpose()?;
         let bearer = token.map(|token| format!("Bearer {token}"));
         let headers: Vec<_> = bearer.iter().map(|bearer| ("Authorization", bearer.as_str())).collect();
         let address = self.address()?;
-        if !address.starts_with(HTTPS) {
-            return send(&address, "GET", path, &headers, "", Duration::ZERO);
-        }
-        let tls = self.tls()?;
-        exchange(&format!("{address}{path}"), Some(tls), "GET", &headers, "", Duration::ZERO)
+        let is_secure = address.starts_with(HTTPS);
+        // Or the token would be sent to whoever listens there.
+        ensure!(
+            is_secure || self.authorities.is_none(),
+            "--status-tls-ca is of use only with --status-addr https://HOST:PORT"
+        );
+        let tls = if is_secure { Some(self.tls()?) } else { None };
+        run("GET", &url(&address, path), tls, &headers, "", timeout)
     }
 
     /// Whose certificates are trusted.
@@ -107,9 +129,9 @@ impl StatusClient {
     /// The daemon's status report, as JSON.
     pub(super) fn status(&self) -> anyhow::Result<String> {
         let address = self.address()?;
-        let answer = self.get("/api/v1/status").with_context(|| {
-            format!("no status from {address} (--status-addr); is a mount running there?")
-        })?;
+        let answer = self
+            .get("/api/v1/status")
+            .with_context(|| format!("no status from {address} (--status-addr)"))?;
         ensure!(answer.code != 401, "{address} answers only with its token (--status-token-file)");
         ensure!(
             answer.body != TLS_NEEDED,
@@ -133,6 +155,15 @@ impl StatusClient {
 }
 
 impl HttpAnswer {
+    /// Reads an answer that must be complete after `timeout`.
+    fn read(mut response: Response, timeout: Duration) -> anyhow::Result<Self> {
+        let server = response.headers().get("Server");
+        let server = server.map(|name| String::from_utf8_lossy(name.as_bytes()).into());
+        let body = response.body_mut().with_config().limit(MAX_ANSWER_BYTES).read_to_string();
+        let body = body.map_err(|error| explained(error, timeout))?;
+        Ok(Self { code: response.status().as_u16(), server, body })
+    }
+
     /// The kind of server that sent it, if it is one of SeaweedFS.
     fn sender(&self) -> Option<&'static str> {
         match &self.server {
@@ -161,23 +192,32 @@ pub(super) fn send(
     body: &str,
     extra_time: Duration,
 ) -> anyhow::Result<HttpAnswer> {
-    // A cluster names servers by addresses of IPv6 without brackets as well.
-    let authority = match address.rsplit_once(':') {
-        Some((host, port)) if host.contains(':') && !host.starts_with('[') => format!("[{host}]:{port}"),
-        _ => address.to_owned(),
-    };
-    exchange(&format!("http://{authority}{path}"), None, method, headers, body, extra_time)
+    let timeout = REQUEST_TIMEOUT + extra_time;
+    HttpAnswer::read(run(method, &url(address, path), None, headers, body, timeout)?, timeout)
 }
 
-fn exchange(
+fn url(address: &str, path: &str) -> String {
+    if address.starts_with(HTTPS) {
+        return format!("{address}{path}");
+    }
+    // A cluster names servers by addresses of IPv6 without brackets as well.
+    match address.rsplit_once(':') {
+        Some((host, port)) if host.contains(':') && !host.starts_with('[') => {
+            format!("http://[{host}]:{port}{path}")
+        }
+        _ => format!("http://{address}{path}"),
+    }
+}
+
+/// Sends a request, whose answer must be complete after `timeout`.
+fn run(
+    method: &str,
     url: &str,
     tls: Option<TlsConfig>,
-    method: &str,
     headers: &[(&str, &str)],
     body: &str,
-    extra_time: Duration,
-) -> anyhow::Result<HttpAnswer> {
-    let timeout = REQUEST_TIMEOUT + extra_time;
+    timeout: Duration,
+) -> anyhow::Result<Response> {
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .timeout_connect(Some(REQUEST_TIMEOUT))
         .timeout_global(Some(timeout))
@@ -192,19 +232,29 @@ fn exchange(
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
-    let plain = |error| match error {
+    agent.run(request.body(body)?).map_err(|error| explained(error, timeout))
+}
+
+/// What went wrong with a request that had `timeout`.
+fn explained(error: ureq::Error, timeout: Duration) -> anyhow::Error {
+    match error {
         ureq::Error::Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve) => {
             anyhow!("cannot connect within {REQUEST_TIMEOUT:?}")
         }
         ureq::Error::Timeout(_) => anyhow!("no complete answer within {timeout:?}"),
-        ureq::Error::Io(error) if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) => {
-            anyhow::Error::from(error).context("no TLS with it; --status-tls-ca names whom to trust")
-        }
-        ureq::Error::Io(error) => error.into(),
+        ureq::Error::Io(error) => match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+            Some(rustls::Error::InvalidMessage(_)) => {
+                anyhow!("it does not speak TLS: leave out https://, or give the daemon --status-tls-cert")
+            }
+            Some(rustls::Error::InvalidCertificate(reason)) => {
+                anyhow!("its certificate is not accepted: {reason}; --status-tls-ca FILE names whom to trust")
+            }
+            Some(other) => anyhow!("no TLS with it: {other}"),
+            None if error.kind() == ErrorKind::ConnectionRefused => {
+                anyhow!("nothing listens there; `interceptor list` shows the mounts of this host")
+            }
+            None => error.into(),
+        },
         other => anyhow::Error::from(other),
-    };
-    let mut response = agent.run(request.body(body)?).map_err(plain)?;
-    let server = response.headers().get("Server").map(|name| String::from_utf8_lossy(name.as_bytes()).into());
-    let body = response.body_mut().with_config().limit(MAX_ANSWER_BYTES).read_to_string().map_err(plain)?;
-    Ok(HttpAnswer { code: response.status().as_u16(), server, body })
+    }
 }

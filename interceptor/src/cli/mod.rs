@@ -21,7 +21,9 @@ mod options;
 mod reload;
 mod signals;
 mod status;
+mod status_place;
 mod top;
+mod trace;
 mod unmount;
 mod untrusted;
 mod warmup;
@@ -39,6 +41,7 @@ use daemon::configuration::{ConfigOptions, ConfiguredLine, LineError, Settings};
 use daemon::documents::DocumentsOptions;
 use daemon::logs;
 use daemon::output::{self, OutputError};
+use daemon::size::ByteSize;
 use daemon::version::{self, SourceCommit};
 use tracing_subscriber::EnvFilter;
 
@@ -50,10 +53,11 @@ use foreign_options::ForeignOptionError;
 use list::ListOptions;
 use mount::MountPlan;
 use observe::ObserveOptions;
-use options::MountOptions;
+use options::{MountOptions, OptionError};
 use reload::ReloadOptions;
 use status::StatusOptions;
 use top::TopOptions;
+use trace::TraceOptions;
 use unmount::UnmountOptions;
 use warmup::WarmupOptions;
 
@@ -131,6 +135,17 @@ Examples:
   interceptor status --json | jq .cache
 
 The same is at http://127.0.0.1:9650/ for a browser and at /metrics for Prometheus.";
+
+const TRACE_EXAMPLES: &str = "\
+Examples:
+  interceptor trace /mnt/data
+  interceptor trace /mnt/data/train/shard-7 --for 1m
+  interceptor trace --json /mnt/data | jq 'select(.seconds > 0.1) | .steps'
+
+A line has how long the application waited for the daemon, the file, offset and length, who reads, and
+`memory` or what was waited for: each request with its server, how long it took, and when its first byte
+came. A summary follows on standard error. What the kernel answers by itself (page cache, passthrough) is
+not there: `interceptor observe` and `status` count it. Exits with 0, or with 130 after Ctrl-C.";
 
 const LIST_EXAMPLES: &str = "\
 Examples:
@@ -222,6 +237,9 @@ enum Command {
     /// Print what a running mount says of itself
     #[command(after_help = STATUS_EXAMPLES)]
     Status(StatusOptions),
+    /// Show each read of a file or tree while it is answered, and what it waited for
+    #[command(after_help = TRACE_EXAMPLES)]
+    Trace(TraceOptions),
     /// List the mounts and attached paths of this host
     #[command(after_help = LIST_EXAMPLES)]
     List(ListOptions),
@@ -322,11 +340,12 @@ fn run(
     match command {
         // SAFETY: nothing so far has started a thread, and `main` is called before anything could.
         Command::Mount(_) => unsafe { run_mount(typed, line, ignored) },
-        Command::Attach(options) => run_attach((**options).clone(), line),
+        Command::Attach(_) => run_attach(line),
         Command::Warmup(options) => Ok(warmup::run(options)?),
         Command::Status(options) => done(status::run(options)),
         Command::Top(options) => done(top::run(options)),
         Command::Observe(options) => done(observe::run(options)),
+        Command::Trace(options) => Ok(trace::run(options)?),
         Command::List(options) => done(list::run(options)),
         Command::Unmount(options) => done(unmount::run(options)),
         Command::Reload(options) => done(reload::run(options)),
@@ -417,13 +436,24 @@ fn mount_plan(
     Ok((plan, filter))
 }
 
-fn run_attach(mut options: AttachOptions, line: &ConfiguredLine) -> Result<ExitCode, CommandFailure> {
+fn run_attach(line: &ConfiguredLine) -> Result<ExitCode, CommandFailure> {
     let (name, matches) = line.matches.subcommand().expect("clap requires a subcommand");
     let program = built();
-    options.is_default_status_addr = has_default_status_addr(matches);
+    let (options, cache_size) = attach_options(line)?;
     let in_effect = options::shown(program.find_subcommand(name).expect("it has been parsed"), matches);
     // SAFETY: nothing so far has started a thread, and `main` is called before anything could.
-    unsafe { attach::run(&options, in_effect) }
+    unsafe { attach::run(&options, cache_size, in_effect) }
+}
+
+/// The options of `interceptor attach`, which fit together, and how much memory the cache may take.
+fn attach_options(line: &ConfiguredLine) -> Result<(AttachOptions, ByteSize), CommandFailure> {
+    let (_, matches) = line.matches.subcommand().expect("clap requires a subcommand");
+    let mut options = AttachOptions::from_arg_matches(matches).map_err(CommandFailure::usage)?;
+    options.is_default_status_addr = has_default_status_addr(matches);
+    let wrong =
+        |error: OptionError| CommandFailure::Usage(line.settings.wrong(error.option(), error.to_string()));
+    let cache_size = options.check().map_err(wrong)?;
+    Ok((options, cache_size))
 }
 
 /// The options of `interceptor mount`, and the same as text.
@@ -459,8 +489,6 @@ impl CommandFailure {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
-
-    use daemon::size::ByteSize;
 
     use super::*;
 

@@ -22,11 +22,10 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use daemon::address::StatusAddress;
 use daemon::logs::{self, LogFormat};
 use daemon::size::ByteSize;
 use daemon::{output, service};
@@ -41,6 +40,7 @@ use super::options::{
 };
 use super::reload::{Reloadable, RunningCommandLine};
 use super::signals::Signals;
+use super::status_place::{PlacedStatus, StatusPlace};
 use super::{kernel_watcher, mount_address};
 use crate::cache::arena::ArenaError;
 use crate::cache::{Cache, Prefault};
@@ -55,7 +55,7 @@ use crate::seaweed::permissions::PermissionRules;
 use crate::seaweed::security::Security;
 use crate::seaweed::subscribe::{Notice, subscribe};
 use crate::telemetry::access::ApiSecrets;
-use crate::telemetry::server::{BindError, StatusServer};
+use crate::telemetry::server::StatusServer;
 use crate::telemetry::status::{MountIdentity, ReadinessCheck};
 use crate::telemetry::{Metrics, Status, peer, window};
 use crate::vital;
@@ -63,9 +63,6 @@ use crate::warmup::{self, JobRegistry};
 
 /// How long files that are open when the mount is taken away can still be read.
 const OPEN_FILES_GRACE: Duration = Duration::from_secs(5);
-
-/// How often an address of the status API is tried that a predecessor has.
-const STATUS_RETRY: Duration = Duration::from_millis(200);
 
 /// The exit code of a process that cannot go on; its supervisor starts another one.
 const VITAL_PART_FAILED: i32 = 3;
@@ -240,6 +237,7 @@ async fn serve(mut plan: MountPlan, supervisor: Arc<SupervisorLink>) -> anyhow::
     let mut signals = Signals::of_watched_daemon().context("cannot catch signals")?;
     let (takes_over, status_before) = (supervisor.has_kept(), supervisor.status_before());
     let metrics = Metrics::new();
+    metrics.slow_reads().followers().set_root(&plan.options.filer_path);
     let status = Status::new(plan.identity.clone(), metrics.clone());
     plan.options.log.begin_reports(&status)?;
     tokio::spawn(vital::task("windows of the hit ratio", keep_windows(metrics.clone())));
@@ -255,34 +253,39 @@ async fn serve(mut plan: MountPlan, supervisor: Arc<SupervisorLink>) -> anyhow::
     let programs = plan.options.mount.ebpf.then(kernel_watcher::load);
     let jobs = JobRegistry::new();
     let Secrets { security, api } = secrets(&mut plan, takes_over)?;
-    let status_at = match &plan.options.status_addr {
-        StatusAddress::Nowhere => None,
-        StatusAddress::At(address) => {
-            // A free port stays the same.
-            let is_any = plan.options.is_default_status_addr || address.ends_with(":0");
-            let before = status_before.filter(|_| is_any);
-            let address = before.map_or_else(|| address.clone(), |before| before.to_string());
-            let (status, jobs) = (status.clone(), jobs.clone());
-            let serve =
-                move |server: StatusServer| server.serve(status.clone(), warmup::api::router(jobs.clone()));
-            match bind_status_api(&plan, &address, api.clone(), takes_over).await {
-                Ok(server) => {
-                    let at = server.address();
-                    supervisor.status_at(at);
-                    tokio::spawn(vital::task("status API", serve(server)));
-                    Some(at)
-                }
-                // A predecessor that is stuck has it until its mount answers.
-                Err(error) if takes_over && error.is_in_use() => {
-                    tracing::warn!(%error, "the status API waits for its address");
-                    let (later, api) = (address.clone(), api.clone());
-                    tokio::spawn(vital::task("status API", async move {
-                        serve(bind_when_free(&later, api).await).await;
-                    }));
-                    address.parse().ok()
-                }
-                Err(error) => return Err(error.into()),
-            }
+    let place = StatusPlace {
+        address: plan.options.status_addr.clone(),
+        is_default: plan.options.is_default_status_addr,
+        takes_over,
+        predecessor: status_before,
+    };
+    let serve_status = {
+        let (status, jobs) = (status.clone(), jobs.clone());
+        move |server: StatusServer| server.serve(status, warmup::api::router(jobs))
+    };
+    // What files of the mount name; empty until it is known.
+    let status_api = Arc::<OnceLock<SocketAddr>>::default();
+    let serve_at = {
+        let (status_api, supervisor) = (status_api.clone(), supervisor.clone());
+        move |server: StatusServer| {
+            let at = server.address();
+            supervisor.status_at(at);
+            let _ = status_api.set(peer::reachable(at));
+            (at, serve_status(server))
+        }
+    };
+    let status_at = match place.bind(api.clone()).await? {
+        PlacedStatus::Nowhere => None,
+        PlacedStatus::Bound(server) => {
+            let (at, serving) = serve_at(server);
+            tokio::spawn(vital::task("status API", serving));
+            Some(at)
+        }
+        // A predecessor that is stuck has it until its mount answers.
+        PlacedStatus::Awaited(awaited) => {
+            let later = async move { serve_at(awaited.bind_when_free().await).1.await };
+            tokio::spawn(vital::task("status API", later));
+            None
         }
     };
     let security = Arc::new(security);
@@ -305,7 +308,7 @@ async fn serve(mut plan: MountPlan, supervisor: Arc<SupervisorLink>) -> anyhow::
         }
     };
     // Not to be given up half-way, or the mount would be left behind; its steps have deadlines.
-    let (mount, reader) = mount(&plan, &filer, security, &status, status_at, &supervisor).await?;
+    let (mount, reader) = mount(&plan, &filer, security, &status, status_api, &supervisor).await?;
     // Dropped at the end, whichever that is.
     let _watcher = kernel_watcher::watch(programs, &mount, Some(reader.clone()), &status).await;
     take_requests(&jobs, &mount, reader);
@@ -479,7 +482,7 @@ async fn mount(
     filer: &FilerClient,
     security: Arc<Security>,
     status: &Arc<Status>,
-    status_at: Option<SocketAddr>,
+    status_api: Arc<OnceLock<SocketAddr>>,
     supervisor: &Arc<SupervisorLink>,
 ) -> anyhow::Result<(Arc<Mount>, Arc<Reader>)> {
     let options = &plan.options;
@@ -498,7 +501,7 @@ async fn mount(
         passthrough: options.mount.passthrough,
         placement: options.mount.placement,
         keep_awake: options.mount.keep_awake,
-        status_api: status_at.map(peer::reachable),
+        status_api,
         source: options.mount.fsname.clone(),
     };
     let notices = noted(heard, status.clone());
@@ -558,31 +561,6 @@ pub(super) fn noted(mut heard: mpsc::Receiver<Notice>, status: Arc<Status>) -> m
     };
     tokio::spawn(vital::task("changes passed on", passing_on));
     passed_on
-}
-
-/// The status API at `address`, or at a free port if another program has the default one.
-async fn bind_status_api(
-    plan: &MountPlan,
-    address: &str,
-    secrets: ApiSecrets,
-    takes_over: bool,
-) -> Result<StatusServer, BindError> {
-    match StatusServer::bind(address, secrets.clone()).await {
-        Err(error) if error.is_in_use() && plan.options.is_default_status_addr && !takes_over => {
-            StatusServer::bind_elsewhere(address, secrets).await
-        }
-        bound => bound,
-    }
-}
-
-/// The status API at `address`, as soon as that is free.
-async fn bind_when_free(address: &str, secrets: ApiSecrets) -> StatusServer {
-    loop {
-        match StatusServer::bind(address, secrets.clone()).await {
-            Ok(server) => return server,
-            Err(_) => tokio::time::sleep(STATUS_RETRY).await,
-        }
-    }
 }
 
 /// Takes from the mount what its options say: that programs can be run, or links be followed.

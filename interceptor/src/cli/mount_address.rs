@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -78,6 +78,24 @@ pub(super) fn mount_at(path: &Path) -> anyhow::Result<MountInfo> {
         }
         None => bail!("nothing is mounted on {}; `interceptor list` shows what is", path.display()),
     }
+}
+
+/// A file or directory in a mount of ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct PlaceInMount {
+    pub(super) mount: MountInfo,
+    /// Its path from the root of the file system on, which begins with `/`.
+    pub(super) path: PathBuf,
+}
+
+/// Where `path` is, whose links are followed. Waits for the daemon.
+pub(super) fn place_of(path: &Path) -> anyhow::Result<PlaceInMount> {
+    let shown = path.display();
+    let real = path.canonicalize().map_err(|error| anyhow!("{shown}: {}", explain(&error)))?;
+    let mount = real.ancestors().find_map(MountInfo::topmost);
+    let mount = mount.filter(is_ours).ok_or_else(|| anyhow!("{shown} is not in a mount of interceptor"))?;
+    let below = real.strip_prefix(&mount.path)?;
+    Ok(PlaceInMount { path: mount.root.join(below), mount })
 }
 
 /// Where the status API of the mount's daemon listens. Waits for the daemon.

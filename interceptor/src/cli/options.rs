@@ -463,6 +463,12 @@ pub(super) enum OptionError {
     /// Useless.
     #[error("--disk-cache-size {0} is too small: the minimum is {MIN_DISK_CACHE_SIZE}")]
     SmallDiskCache(ByteSize),
+    /// What is read would go past the cache.
+    #[error("--read-cache off leaves no use for --filer: leave one of them out")]
+    UselessFiler,
+    /// Nobody would tell what has changed.
+    #[error("--disk-cache takes --filer: only a cluster tells what has not changed since")]
+    DiskCacheWithoutFiler,
     /// A certificate that nobody can prove to have.
     #[error("--status-tls-cert needs --status-tls-key FILE as well")]
     NoStatusKey,
@@ -480,6 +486,8 @@ impl OptionError {
         match self {
             Self::NoFiler => "filer",
             Self::SmallCache(_) | Self::ImpossibleCache { .. } | Self::LargeCache { .. } => "cache-size",
+            Self::UselessFiler => "read-cache",
+            Self::DiskCacheWithoutFiler => "disk-cache",
             Self::NoStatusKey => "status-tls-cert",
             Self::NoStatusCertificate => "status-tls-key",
             Self::SmallDiskCache(_) | Self::NoDiskCache => "disk-cache-size",

@@ -57,7 +57,7 @@ pub(super) struct RunningCommandLine {
 }
 
 impl RunningCommandLine {
-    /// The options with what configuration files say now; and the names of those that are others now
+    /// The options with what configuration files say now, and the names of those that have changed
     /// and stay as they are.
     fn read_anew(&self) -> anyhow::Result<(options::MountOptions, Vec<String>)> {
         let (_, line) = parse(&self.typed)?;
@@ -104,7 +104,7 @@ impl Reloadable {
         }
         if let (Some(used), Some(newer)) = (&self.api.certificate, api.certificate) {
             used.renew(&newer);
-            done.push("its certificate");
+            done.push("the certificate of the status API");
         }
         if let Some(filter) = filter {
             logs::change_filter(filter);

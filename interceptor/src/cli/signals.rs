@@ -2,10 +2,17 @@
 
 use std::future::pending;
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
+use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::fuse::supervisor::ORPHANED;
+
+/// The exit code of a command that a signal has ended early.
+pub(super) const INTERRUPTED_EXIT_CODE: u8 = 130;
 
 type OnHangup = Box<dyn FnMut() + Send>;
 
@@ -62,6 +69,23 @@ impl Signals {
             }
         }
     }
+}
+
+/// For a command that blocks: notes a first signal that ends programs; a second one ends this one.
+pub(super) fn noted_signals() -> anyhow::Result<Arc<AtomicBool>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let mut signals = runtime.block_on(async { Signals::new() }).context("cannot catch signals")?;
+    let caught = Arc::new(AtomicBool::new(false));
+    let noted = caught.clone();
+    thread::Builder::new().name("signals".into()).spawn(move || {
+        runtime.block_on(async {
+            signals.next().await;
+            noted.store(true, Ordering::Relaxed);
+            signals.next().await;
+            std::process::exit(INTERRUPTED_EXIT_CODE.into());
+        });
+    })?;
+    Ok(caught)
 }
 
 /// Resolves when the signal comes for the first time. The kernel sends one for each thread of the

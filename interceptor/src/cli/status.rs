@@ -11,9 +11,10 @@ use daemon::size::ByteSize;
 use super::http::StatusClient;
 use super::untrusted::plain;
 use crate::telemetry::MissRatioCurve;
+use crate::telemetry::answered_read::{AnsweredRead, StepList};
 use crate::telemetry::health::{EngineState, ErrorRecord, FilerHealth};
 use crate::telemetry::report::{self, FlowReport, StatusReport};
-use crate::telemetry::slow_reads::{SlowRead, StepList, WaitingReads};
+use crate::telemetry::slow_reads::WaitingReads;
 
 /// Prints what a running mount says of itself.
 #[derive(Debug, Clone, Args)]
@@ -202,7 +203,7 @@ impl fmt::Display for Text<'_> {
             line("reads waiting", &format_args!("{count}, the oldest for {oldest_seconds:.1} s, of {path}"))?;
         }
         for read in report.slow_reads.iter().take(MAX_SLOW_READS) {
-            let SlowRead { path, offset, len, seconds, caller, caller_name, .. } = read;
+            let AnsweredRead { path, offset, len, seconds, caller, caller_name, .. } = read;
             let answer = read.error.as_ref().map_or(String::new(), |error| format!(", failed: {error}"));
             let what = format!("{len} bytes at {offset} of {path} by {caller_name} ({caller}){answer}");
             line("slow read", &format_args!("{seconds:.3} s, {}", plain(&what)))?;

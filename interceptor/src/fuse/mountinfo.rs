@@ -52,6 +52,8 @@ pub(crate) struct MountInfo {
     /// The id of the mount that this one is mounted on.
     pub(crate) parent: u64,
     pub(crate) path: PathBuf,
+    /// The directory of the file system that is mounted there: `/`, or what a bind mount shows.
+    pub(crate) root: PathBuf,
     /// `MAJOR:MINOR`, which names the kernel's settings for the mount.
     pub(crate) device: String,
     pub(crate) fs_type: String,
@@ -106,7 +108,7 @@ impl MountInfo {
     /// # Errors
     /// When the process has no descriptor left.
     pub(crate) fn open_root(&self) -> io::Result<Option<OwnedFd>> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let root = openat(CWD, &self.path, flags, Mode::empty())?;
         Ok((mount_id(&root)? == self.id).then_some(root))
     }
@@ -197,6 +199,7 @@ fn parse_line(line: &[u8]) -> Option<MountInfo> {
         id: number(fields.first()?)?,
         parent: number(fields.get(1)?)?,
         path: OsString::from_vec(unescape(fields.get(4)?)).into(),
+        root: OsString::from_vec(unescape(fields.get(3)?)).into(),
         device: text(fields.get(2)?),
         fs_type: text(fields.get(separator + 1)?),
         source: text(fields.get(separator + 2)?),

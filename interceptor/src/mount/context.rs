@@ -1,5 +1,6 @@
 //! What the request threads of a mount share with the tasks that they start.
 
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -40,8 +41,8 @@ pub(super) struct MountContext {
     pub(super) device: OnceLock<Arc<OwnedFd>>,
     /// Set before the first request.
     pub(super) page_cache: OnceLock<PageCacheStore>,
-    /// The value of [`STATUS_XATTR`](crate::fuse::STATUS_XATTR).
-    pub(super) status_api: String,
+    /// What [`STATUS_XATTR`](crate::fuse::STATUS_XATTR) shows.
+    pub(super) status_api: Arc<OnceLock<SocketAddr>>,
     /// Issues the values of [`READ_TICKET_XATTR`](crate::warmup::ticket::READ_TICKET_XATTR).
     pub(super) tickets: Arc<TicketIssuer>,
 }

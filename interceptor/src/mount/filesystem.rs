@@ -464,7 +464,8 @@ impl Filesystem for SeaweedFilesystem {
     fn getxattr(&self, request: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let Some(name) = name.to_str().map(str::to_owned) else { return reply.error(Errno::ENODATA) };
         if name == xattr::STATUS_XATTR {
-            return xattr::reply(reply, size, Some(self.context.status_api.as_bytes()));
+            let value = xattr::status_value(self.context.status_api.get().copied());
+            return xattr::reply(reply, size, Some(value.as_bytes()));
         }
         if name == READ_TICKET_XATTR {
             let ticket = self.context.read_ticket(node.0, request.uid());

@@ -294,7 +294,7 @@ pub(super) fn context(
         ledger,
         device: std::sync::OnceLock::new(),
         page_cache: std::sync::OnceLock::new(),
-        status_api: "none".into(),
+        status_api: Arc::default(),
         tickets: Arc::default(),
     })
 }

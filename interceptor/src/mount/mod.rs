@@ -67,7 +67,6 @@ use crate::fuse::notices::{self, NoticeHandler};
 use crate::fuse::request_tracker::RequestTracker;
 use crate::fuse::session::{FuseConnection, RunningSession, first_answer};
 use crate::fuse::supervisor::{KeptConnection, SupervisorLink};
-use crate::fuse::xattr::status_value;
 use crate::fuse::{MountError, SessionEnd, device, mountpoint, unmount};
 use crate::ledger::{Ledger, LedgerError, RecordKind, StoredRecord};
 use crate::namespace::invalidate::{self, InvalidationQueue};
@@ -104,8 +103,9 @@ pub struct MountOptions {
     pub placement: bool,
     /// Keep the CPUs awake during bursts of small requests, if that is possible.
     pub keep_awake: bool,
-    /// The address of the status API, which [`STATUS_XATTR`](crate::fuse::STATUS_XATTR) shows.
-    pub status_api: Option<SocketAddr>,
+    /// The address of the status API, as soon as it is known, which
+    /// [`STATUS_XATTR`](crate::fuse::STATUS_XATTR) shows.
+    pub status_api: Arc<OnceLock<SocketAddr>>,
     /// The source that the mount table shows. `None`: `interceptor:FILER/PATH`.
     pub source: Option<String>,
 }
@@ -124,7 +124,7 @@ impl MountOptions {
             passthrough: true,
             placement: true,
             keep_awake: true,
-            status_api: None,
+            status_api: Arc::default(),
             source: None,
         }
     }
@@ -283,7 +283,7 @@ impl Mount {
             ledger,
             device: OnceLock::new(),
             page_cache: OnceLock::new(),
-            status_api: status_value(options.status_api),
+            status_api: options.status_api.clone(),
             tickets: tickets.clone(),
         });
 

@@ -148,6 +148,7 @@ impl FilerSource {
         let (sender, notices) = mpsc::channel(NOTICE_CAPACITY);
         subscribe(filer.clone(), root.clone(), sender);
         let filer: Arc<dyn Filer> = Arc::new(filer);
+        reader.metrics().slow_reads().followers().set_root(&root);
         let entry = find_root(filer.as_ref(), &root).await.map_err(MountError::from)?;
         let source = Self::new(filer, root, entry, reader, Handle::current());
         let (followed, notices) = (source.clone(), observe_notices(notices));

@@ -64,8 +64,8 @@ use crate::arrival::Arrival;
 use crate::cache::resident::PromotionReason;
 use crate::cache::{Cache, Joined, PinnedBlock, PrefetchObserver};
 use crate::prefetch::AccessPattern;
+use crate::telemetry::answered_read::ReadTarget;
 use crate::telemetry::metrics::{Metrics, Source, Trigger};
-use crate::telemetry::slow_reads::ReadTarget;
 use crate::timeline::{StepKind, Timeline};
 
 pub use activity::FileActivity;
@@ -170,6 +170,23 @@ impl Reader {
         caller: u32,
     ) -> ReadReply {
         let arrival = Arrival::now();
+        let reply = self.begin(file, offset, len, caller, arrival);
+        if matches!(reply, ReadReply::Ready(_)) {
+            let target = || ReadTarget { path: file.path(), offset, len, caller };
+            self.metrics.slow_reads().answered_at_once(target, arrival);
+        }
+        reply
+    }
+
+    /// The same for a read that arrived at `arrival`.
+    fn begin(
+        self: &Arc<Self>,
+        file: &Arc<FileVersion>,
+        offset: u64,
+        len: usize,
+        caller: u32,
+        arrival: Arrival,
+    ) -> ReadReply {
         self.pauses.note_read();
         file.activity().mark_read();
         // Reads of a draft go on to be counted, or the rest of the file would never be brought in.

@@ -6,28 +6,31 @@
 //! On any other address the API needs a token. Without one, every client that can reach the
 //! address may read it, which the log and the dashboard report.
 //!
+//! With a certificate, clients of other hosts are answered by TLS alone ([`tls`](super::tls)).
+//!
 //! A client sends the token as `Authorization: Bearer TOKEN`, as Prometheus does, or as the
 //! password of HTTP's Basic scheme, for which browsers ask their users. Routes that change
 //! something require more ([`crate::warmup::api`]), because a browser attaches the password to
 //! requests of other sites' pages.
 
-use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
-use axum::extract::{Request, State};
+use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use daemon::settings_file;
 use parking_lot::RwLock;
 use ring::digest::{SHA256, digest};
 
+use super::peer::Peer;
 use super::report::ApiAccess;
-use super::tls::StatusCertificate;
+use super::tls::{StatusCertificate, TLS_NEEDED};
 
 const MIN_TOKEN_CHARS: usize = 16;
 
@@ -95,7 +98,7 @@ pub struct ApiSecrets {
 /// As [`Token::read`].
 pub fn text(path: &Path) -> Result<String, TokenError> {
     let name = path.display().to_string();
-    let text = fs::read_to_string(path).map_err(|error| TokenError::Read(name.clone(), error))?;
+    let text = settings_file::read(path).map_err(|error| TokenError::Read(name.clone(), error))?;
     let text = text.trim();
     let good = text.len() >= MIN_TOKEN_CHARS && text.bytes().all(|byte| byte.is_ascii_graphic());
     if good { Ok(text.to_owned()) } else { Err(TokenError::Form(name)) }
@@ -106,12 +109,15 @@ pub fn text(path: &Path) -> Result<String, TokenError> {
 pub(super) struct AccessGuard {
     token: Option<Token>,
     loopback: bool,
+    /// Whether clients of other hosts have to use TLS.
+    needs_tls: bool,
 }
 
 impl AccessGuard {
     /// The rules of a server that listens on `address`.
-    pub(super) fn new(address: SocketAddr, token: Option<Token>) -> Arc<Self> {
-        Arc::new(Self { token, loopback: address.ip().to_canonical().is_loopback() })
+    pub(super) fn new(address: SocketAddr, secrets: &ApiSecrets) -> Arc<Self> {
+        let loopback = address.ip().to_canonical().is_loopback();
+        Arc::new(Self { token: secrets.token.clone(), loopback, needs_tls: secrets.certificate.is_some() })
     }
 
     /// The clients that may read.
@@ -123,7 +129,11 @@ impl AccessGuard {
         }
     }
 
-    fn admits(&self, headers: &HeaderMap) -> Result<(), AccessDenied> {
+    /// Whether a request with these headers is answered; `peer` is who sends it, if that is known.
+    fn admits(&self, headers: &HeaderMap, peer: Option<&Peer>) -> Result<(), AccessDenied> {
+        if self.needs_tls && peer.is_some_and(|peer| !peer.is_encrypted && !peer.is_local()) {
+            return Err(AccessDenied::PlainText);
+        }
         if let Some(token) = &self.token {
             let sent = headers.get(header::AUTHORIZATION).and_then(|value| token_in(value.to_str().ok()?));
             return if sent.is_some_and(|sent| token.is(&sent)) { Ok(()) } else { Err(AccessDenied::Token) };
@@ -139,6 +149,7 @@ impl AccessGuard {
 /// Why a request is refused.
 #[derive(Debug, PartialEq, Eq)]
 enum AccessDenied {
+    PlainText,
     Token,
     Name,
 }
@@ -146,6 +157,7 @@ enum AccessDenied {
 impl IntoResponse for AccessDenied {
     fn into_response(self) -> Response {
         match self {
+            Self::PlainText => (StatusCode::BAD_REQUEST, TLS_NEEDED).into_response(),
             Self::Token => {
                 let ask = [(header::WWW_AUTHENTICATE, "Basic realm=\"interceptor\", charset=\"UTF-8\"")];
                 (StatusCode::UNAUTHORIZED, ask, "the token of --status-token-file is needed\n")
@@ -160,7 +172,8 @@ impl IntoResponse for AccessDenied {
 
 /// Passes a request on, or refuses it.
 pub(super) async fn guard(State(guard): State<Arc<AccessGuard>>, request: Request, next: Next) -> Response {
-    match guard.admits(request.headers()) {
+    let peer = request.extensions().get::<ConnectInfo<Peer>>().map(|ConnectInfo(peer)| peer);
+    match guard.admits(request.headers(), peer) {
         Ok(()) => next.run(request).await,
         Err(refusal) => refusal.into_response(),
     }
@@ -191,6 +204,7 @@ fn is_this_host(host: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::io::Write;
 
     use super::*;
@@ -200,12 +214,31 @@ mod tests {
     fn asked(guard: &AccessGuard, name: header::HeaderName, value: &str) -> Result<(), AccessDenied> {
         let mut headers = HeaderMap::new();
         headers.insert(name, value.parse().unwrap());
-        guard.admits(&headers)
+        guard.admits(&headers, None)
+    }
+
+    fn with_token() -> ApiSecrets {
+        ApiSecrets { token: Some(Token::of(TOKEN)), certificate: None }
+    }
+
+    #[test]
+    fn with_a_certificate_clients_of_other_hosts_must_encrypt() {
+        let guard = AccessGuard { token: None, loopback: false, needs_tls: true };
+        let peer = |remote: &str, is_encrypted| Peer {
+            remote: remote.parse().unwrap(),
+            local: Some([10, 0, 0, 5].into()),
+            is_encrypted,
+        };
+        let admits = |peer: Peer| guard.admits(&HeaderMap::new(), Some(&peer));
+        assert_eq!(admits(peer("10.0.0.6", false)), Err(AccessDenied::PlainText));
+        for good in [peer("10.0.0.6", true), peer("10.0.0.5", false), peer("10.0.0.5", true)] {
+            assert_eq!(admits(good), Ok(()), "{good:?}");
+        }
     }
 
     #[test]
     fn a_token_is_accepted_in_both_schemes() {
-        let guard = AccessGuard::new("0.0.0.0:1".parse().unwrap(), Some(Token::of(TOKEN)));
+        let guard = AccessGuard::new("0.0.0.0:1".parse().unwrap(), &with_token());
         assert_eq!(guard.access(), ApiAccess::Token);
         let basic = format!("Basic {}", STANDARD.encode(format!("anybody:{TOKEN}")));
         for good in [format!("Bearer {TOKEN}").as_str(), &basic] {
@@ -214,12 +247,12 @@ mod tests {
         for bad in ["Bearer 0123456789abcdeg", "Bearer", TOKEN, "Basic !", "Basic YQ=="] {
             assert_eq!(asked(&guard, header::AUTHORIZATION, bad), Err(AccessDenied::Token), "{bad}");
         }
-        assert_eq!(guard.admits(&HeaderMap::new()), Err(AccessDenied::Token));
+        assert_eq!(guard.admits(&HeaderMap::new(), None), Err(AccessDenied::Token));
     }
 
     #[test]
     fn on_loopback_only_addresses_and_localhost_are_answered() {
-        let guard = AccessGuard::new("127.0.0.1:9650".parse().unwrap(), None);
+        let guard = AccessGuard::new("127.0.0.1:9650".parse().unwrap(), &ApiSecrets::default());
         assert_eq!(guard.access(), ApiAccess::Loopback);
         for good in ["127.0.0.1:9650", "localhost:9650", "LOCALHOST", "[::1]:9650", "[::1]"] {
             assert_eq!(asked(&guard, header::HOST, good), Ok(()), "{good}");
@@ -227,12 +260,12 @@ mod tests {
         for bad in ["rebound.example:9650", "localhost.example", ""] {
             assert_eq!(asked(&guard, header::HOST, bad), Err(AccessDenied::Name), "{bad}");
         }
-        assert_eq!(guard.admits(&HeaderMap::new()), Ok(()), "only browsers must send `Host`");
+        assert_eq!(guard.admits(&HeaderMap::new(), None), Ok(()), "only browsers must send `Host`");
     }
 
     #[test]
     fn on_other_addresses_it_is_open_without_a_token() {
-        let guard = AccessGuard::new("0.0.0.0:9650".parse().unwrap(), None);
+        let guard = AccessGuard::new("0.0.0.0:9650".parse().unwrap(), &ApiSecrets::default());
         assert_eq!(guard.access(), ApiAccess::Open);
         assert_eq!(asked(&guard, header::HOST, "storage-7:9650"), Ok(()));
     }

@@ -8,12 +8,14 @@
 //!  Metrics ──► export ────────────────────────► /metrics         every read, counted per thread
 //!     │           └─► otlp ─────────────────────► a collector      the same, and slow reads
 //!     │  └───► ratios, history ──► live ──────► /api/v1/live     a snapshot every second
+//!     │  └───► followers ────► trace ────────► /api/v1/trace    reads, while somebody asks
 //!  Status ───► report ────────────┘└──────────► /api/v1/status   health, activity: on request
 //!                                  page ──────► /                shows what live sends
 //! ```
 
 pub mod access;
 pub mod activity;
+pub mod answered_read;
 pub mod export;
 pub mod health;
 pub mod history;
@@ -27,6 +29,7 @@ pub mod otlp;
 mod page;
 pub mod peer;
 pub mod ratios;
+pub mod read_followers;
 pub mod report;
 pub mod server;
 mod shard;
@@ -34,6 +37,7 @@ pub mod slow_reads;
 pub mod status;
 pub mod tls;
 mod totals;
+pub mod trace;
 mod verdict;
 pub mod window;
 

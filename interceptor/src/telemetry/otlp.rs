@@ -27,8 +27,8 @@ use opentelemetry_proto::tonic::trace::v1::{
 };
 use tonic::transport::{Channel, Endpoint};
 
+use super::answered_read::{AnsweredRead, ReadStep};
 use super::export;
-use super::slow_reads::{SlowRead, SlowStep};
 use super::status::{MountIdentity, Status};
 
 /// How often a message is sent.
@@ -240,7 +240,7 @@ fn histogram_point(sample: &MetricSample, (started, now): (u64, u64)) -> Option<
 }
 
 /// A span for a slow read, and one for each of its steps.
-fn spans(read: &SlowRead) -> Vec<Span> {
+fn spans(read: &AnsweredRead) -> Vec<Span> {
     let trace_id = rand::random::<[u8; 16]>().to_vec();
     let root_id = rand::random::<[u8; 8]>().to_vec();
     let begun = read.at - read.seconds;
@@ -261,7 +261,7 @@ fn spans(read: &SlowRead) -> Vec<Span> {
         status: read.error.as_deref().map(failed),
         ..Default::default()
     };
-    let step = |step: &SlowStep| {
+    let step = |step: &ReadStep| {
         let (start, end) = (nanos(begun + step.begun), nanos(begun + step.begun + step.seconds));
         let first_byte = step.first_byte.map(|first| span::Event {
             time_unix_nano: nanos(begun + step.begun + first),
@@ -311,7 +311,7 @@ mod tests {
     use crate::arrival::Arrival;
     use crate::seaweed::scripted_filer::{self, ScriptedReply};
     use crate::telemetry::Metrics;
-    use crate::telemetry::slow_reads::ReadTarget;
+    use crate::telemetry::answered_read::ReadTarget;
 
     /// What a collector has received.
     #[derive(Default)]
@@ -420,7 +420,7 @@ mod tests {
 
     #[test]
     fn the_steps_of_a_read_are_spans_within_its_trace() {
-        let request = SlowStep {
+        let request = ReadStep {
             step: "request".into(),
             server: Some("volume:8080".into()),
             source: Some("http".into()),
@@ -429,7 +429,7 @@ mod tests {
             first_byte: Some(0.25),
             error: Some("refused".into()),
         };
-        let read = SlowRead {
+        let read = AnsweredRead {
             at: 1_000_000.0,
             path: "/file".into(),
             offset: 0,

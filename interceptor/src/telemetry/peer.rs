@@ -4,7 +4,6 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use axum::extract::connect_info::Connected;
 use axum::serve::IncomingStream;
-use rdma_engine::bounded_listener::BoundedStream;
 use tokio_util::either::Either;
 
 use super::tls::StatusListener;
@@ -16,14 +15,11 @@ pub struct Peer {
     pub remote: IpAddr,
     /// The server's address, if it is known.
     pub local: Option<IpAddr>,
+    /// Whether the connection is under TLS.
+    pub is_encrypted: bool,
 }
 
 impl Peer {
-    /// The ends of a connection from `remote`.
-    pub(super) fn of(stream: &BoundedStream, remote: SocketAddr) -> Self {
-        Self { remote: remote.ip(), local: stream.local_addr().ok().map(|at| at.ip()) }
-    }
-
     /// Whether the client is on this host. The kernel uses the same address on both ends of a
     /// connection to one of the host's own addresses.
     pub fn is_local(&self) -> bool {
@@ -34,11 +30,12 @@ impl Peer {
 
 impl Connected<IncomingStream<'_, StatusListener>> for Peer {
     fn connect_info(stream: IncomingStream<'_, StatusListener>) -> Self {
-        let connection = match stream.io() {
-            Either::Left(plain) => plain,
-            Either::Right(secure) => secure.get_ref().0,
+        let (connection, is_encrypted) = match stream.io() {
+            Either::Left(plain) => (plain, false),
+            Either::Right(secure) => (secure.get_ref().0, true),
         };
-        Self::of(connection, *stream.remote_addr())
+        let local = connection.local_addr().ok().map(|at| at.ip());
+        Self { remote: stream.remote_addr().ip(), local, is_encrypted }
     }
 }
 
@@ -59,7 +56,7 @@ mod tests {
     use super::*;
 
     fn peer(remote: &str, local: &str) -> Peer {
-        Peer { remote: remote.parse().unwrap(), local: Some(local.parse().unwrap()) }
+        Peer { remote: remote.parse().unwrap(), local: Some(local.parse().unwrap()), is_encrypted: false }
     }
 
     #[test]
@@ -68,7 +65,7 @@ mod tests {
         assert!(peer("::ffff:127.0.0.1", "::1").is_local());
         assert!(peer("10.0.0.5", "10.0.0.5").is_local());
         assert!(!peer("10.0.0.6", "10.0.0.5").is_local());
-        assert!(!Peer { remote: "10.0.0.6".parse().unwrap(), local: None }.is_local());
+        assert!(!Peer { local: None, ..peer("10.0.0.6", "10.0.0.5") }.is_local());
     }
 
     #[test]

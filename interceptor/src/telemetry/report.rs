@@ -10,6 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::activity::Activity;
+use super::answered_read::AnsweredRead;
 use super::health::Health;
 use super::kernel::{CapabilityReport, KernelCounts, KernelReads};
 use super::labels::KernelEventKind;
@@ -17,7 +18,7 @@ use super::metrics::{CacheUsage, DiskCacheUsage};
 use super::miss_ratio::MissRatioCurve;
 use super::ratios::{HitRatios, TimeSaved};
 use super::shard::FlowTotal;
-use super::slow_reads::{SlowRead, WaitingReads};
+use super::slow_reads::WaitingReads;
 use super::totals::Totals;
 
 /// Increases when a field or key is renamed or removed, or changes its meaning.
@@ -91,7 +92,7 @@ pub struct StatusReport {
     pub waiting_reads: WaitingReads,
     /// The last reads that took longer than `--slow-read`, the latest first.
     #[serde(default)]
-    pub slow_reads: Vec<SlowRead>,
+    pub slow_reads: Vec<AnsweredRead>,
     /// Reads as eBPF observes them; `null` without eBPF.
     #[serde(default)]
     pub kernel: Option<KernelReport>,

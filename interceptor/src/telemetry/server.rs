@@ -27,6 +27,7 @@ use super::peer::Peer;
 use super::report::{self, ApiAccess, StatusReport};
 use super::status::Status;
 use super::tls::{StatusCertificate, StatusListener};
+use super::trace;
 use crate::vital;
 
 /// The status API cannot listen on its address.
@@ -67,15 +68,8 @@ impl StatusServer {
         };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        let ApiSecrets { token, certificate } = secrets;
-        Ok(Self { listener, address, guard: AccessGuard::new(address, token), certificate })
-    }
-
-    /// Binds to a free port of loopback, as another program has `taken`.
-    pub async fn bind_elsewhere(taken: &str, secrets: ApiSecrets) -> Result<Self, BindError> {
-        let server = Self::bind("127.0.0.1:0", secrets).await?;
-        tracing::info!("{taken} is in use: the status API is at {}", server.address);
-        Ok(server)
+        let guard = AccessGuard::new(address, &secrets);
+        Ok(Self { listener, address, guard, certificate: secrets.certificate })
     }
 
     /// The address that it is bound to.
@@ -116,6 +110,7 @@ fn router(status: Arc<Status>, live: Arc<Live>, guard: Arc<AccessGuard>, more: R
         .route("/api/v1/schema", get(|| async { Json(report::schema()) }))
         .with_state(status.clone())
         .merge(live.router())
+        .merge(trace::router(status.clone()))
         .merge(more)
         .route_layer(middleware::from_fn_with_state(guard, access::guard))
         // Service managers have no token, and these answers show no names of files.
@@ -163,8 +158,12 @@ mod tests {
     async fn get(path: &str) -> (StatusCode, String, String) {
         let request = Request::get(path).body(Body::empty()).unwrap();
         let (status, address) = (some_status(), "127.0.0.1:9650".parse().unwrap());
-        let router =
-            router(status.clone(), Live::new(status), AccessGuard::new(address, None), Router::new());
+        let router = router(
+            status.clone(),
+            Live::new(status),
+            AccessGuard::new(address, &ApiSecrets::default()),
+            Router::new(),
+        );
         let response = router.oneshot(request).await.unwrap();
         assert_eq!(response.headers()[header::CONTENT_SECURITY_POLICY], SECURITY_POLICY);
         let content_type = response

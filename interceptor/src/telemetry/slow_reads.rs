@@ -1,84 +1,30 @@
 //! Why reads were slow: reads that wait for a fetch, and the last ones that waited for long.
 //!
-//! A read that is answered from memory never comes here. One that waits is listed while it does;
-//! if it waits longer than the threshold, the steps of its fetches are kept, logged, and served by
-//! the status API.
+//! A read that waits is listed while it does. If it waits longer than the threshold, the steps of
+//! its fetches are kept, logged, and served by the status API. Those who follow reads
+//! ([`read_followers`](super::read_followers)) get all of them, also what memory answers.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fmt::{self, Display, Write};
+use std::fmt::Display;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use super::answered_read::{AnsweredRead, ReadTarget, StepList};
 use super::log_limit::LogLimit;
+use super::read_followers::ReadFollowers;
 use crate::arrival::Arrival;
-use crate::timeline::{Timeline, TimelineStep};
+use crate::timeline::Timeline;
 
 /// How many slow reads are kept.
 pub(super) const MAX_KEPT: usize = 32;
 
 /// How long a read waits before it counts as slow, unless an option says otherwise.
 pub const DEFAULT_THRESHOLD: Duration = Duration::from_secs(1);
-
-/// What a read asks for.
-#[derive(Debug, Clone, Copy)]
-pub struct ReadTarget<'a> {
-    /// The path of the file.
-    pub path: &'a str,
-    /// The first byte.
-    pub offset: u64,
-    /// How many bytes.
-    pub len: usize,
-    /// The thread that reads.
-    pub caller: u32,
-}
-
-/// A read that was slow.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct SlowRead {
-    /// When it was answered, in seconds since 1970.
-    pub at: f64,
-    /// The path of the file.
-    pub path: String,
-    /// The first byte.
-    pub offset: u64,
-    /// How many bytes were asked for.
-    pub len: u64,
-    /// The thread that reads.
-    pub caller: u32,
-    /// Its name; empty if it had ended by then.
-    pub caller_name: String,
-    /// Seconds from its arrival at the daemon to the answer.
-    pub seconds: f64,
-    /// What the application got, if not the bytes.
-    pub error: Option<String>,
-    /// What its fetches did, in the order in which that began. Steps may overlap.
-    pub steps: Vec<SlowStep>,
-}
-
-/// What a fetch did for a slow read.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct SlowStep {
-    /// `layout`, `memory`, `disk`, `lookup`, `queue`, `request`, `backoff` or `lower`.
-    pub step: String,
-    /// The server, as `host:port`.
-    pub server: Option<String>,
-    /// The transport of a request, such as `http`.
-    pub source: Option<String>,
-    /// Seconds from the arrival of the read to the beginning of the step; negative if the fetch
-    /// was under way when the read came.
-    pub begun: f64,
-    /// How long it took, in seconds.
-    pub seconds: f64,
-    /// How long the first byte of the response took, in seconds.
-    pub first_byte: Option<f64>,
-    /// Why it failed.
-    pub error: Option<String>,
-}
 
 /// The reads that wait now.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -97,9 +43,10 @@ pub struct SlowReads {
     /// In microseconds.
     threshold: AtomicU64,
     total: AtomicU64,
-    last: Mutex<VecDeque<SlowRead>>,
+    last: Mutex<VecDeque<AnsweredRead>>,
     waiting: Mutex<WaitingTable>,
     log_limit: LogLimit,
+    followers: ReadFollowers,
 }
 
 #[derive(Debug, Default)]
@@ -117,6 +64,7 @@ impl Default for SlowReads {
             last: Mutex::default(),
             waiting: Mutex::default(),
             log_limit: LogLimit::new(),
+            followers: ReadFollowers::default(),
         }
     }
 }
@@ -137,13 +85,27 @@ impl SlowReads {
         WaitingRead { slow_reads: self, key, target }
     }
 
+    /// A read that arrived at `arrival` was answered from memory.
+    pub fn answered_at_once<'a>(&self, target: impl FnOnce() -> ReadTarget<'a>, arrival: Arrival) {
+        if self.followers.has_any() {
+            let target = target();
+            let describe = || AnsweredRead::new(target, arrival.elapsed(), None, &[]);
+            self.followers.offer(target.path, describe);
+        }
+    }
+
+    /// Those who follow reads.
+    pub fn followers(&self) -> &ReadFollowers {
+        &self.followers
+    }
+
     /// How many reads were slow since the start.
     pub fn total(&self) -> u64 {
         self.total.load(Relaxed)
     }
 
     /// How many reads were slow so far, and those after the first `seen` of them that are kept.
-    pub fn after(&self, seen: u64) -> (u64, Vec<SlowRead>) {
+    pub fn after(&self, seen: u64) -> (u64, Vec<AnsweredRead>) {
         let last = self.last.lock();
         let total = self.total();
         let new = usize::try_from(total.saturating_sub(seen)).unwrap_or(usize::MAX);
@@ -151,7 +113,7 @@ impl SlowReads {
     }
 
     /// The last slow reads, the latest first.
-    pub fn last(&self) -> Vec<SlowRead> {
+    pub fn last(&self) -> Vec<AnsweredRead> {
         self.last.lock().iter().rev().cloned().collect()
     }
 
@@ -166,9 +128,9 @@ impl SlowReads {
         }
     }
 
-    fn keep(&self, read: SlowRead) {
+    fn keep(&self, read: AnsweredRead) {
         if let Some(left_out) = self.log_limit.admit(&read.path) {
-            let SlowRead { path, offset, len, caller, caller_name, seconds, .. } = &read;
+            let AnsweredRead { path, offset, len, caller, caller_name, seconds, .. } = &read;
             let (took, error) = (format!("{seconds:.3} s"), read.error.as_deref());
             let steps = StepList(&read.steps).to_string();
             let left_out = left_out.field();
@@ -194,26 +156,12 @@ pub struct WaitingRead<'a> {
 impl WaitingRead<'_> {
     /// The read is answered, with an error or with its bytes, which `timelines` brought.
     pub fn end(self, error: Option<&dyn Display>, timelines: &[Timeline]) {
-        let begun = self.key.0;
-        let elapsed = begun.elapsed();
-        if elapsed < Duration::from_micros(self.slow_reads.threshold.load(Relaxed)) {
-            return;
+        let elapsed = self.key.0.elapsed();
+        let describe = || AnsweredRead::new(self.target, elapsed, error, timelines);
+        self.slow_reads.followers.offer(self.target.path, describe);
+        if elapsed >= Duration::from_micros(self.slow_reads.threshold.load(Relaxed)) {
+            self.slow_reads.keep(describe());
         }
-        let mut steps: Vec<_> = timelines.iter().flat_map(Timeline::steps).collect();
-        steps.sort_by_key(|step| step.begun);
-        let ReadTarget { path, offset, len, caller } = self.target;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.slow_reads.keep(SlowRead {
-            at: now.as_secs_f64(),
-            path: path.to_owned(),
-            offset,
-            len: len as u64,
-            caller,
-            caller_name: thread_name(caller),
-            seconds: elapsed.as_secs_f64(),
-            error: error.map(|error| error.to_string()),
-            steps: steps.into_iter().map(|step| SlowStep::new(step, begun)).collect(),
-        });
     }
 }
 
@@ -223,60 +171,9 @@ impl Drop for WaitingRead<'_> {
     }
 }
 
-/// The name of a thread; empty if there is none by this number.
-fn thread_name(thread: u32) -> String {
-    let name = std::fs::read_to_string(format!("/proc/{thread}/comm")).unwrap_or_default();
-    name.trim_end().to_owned()
-}
-
-impl SlowStep {
-    fn new(step: TimelineStep, arrival: Instant) -> Self {
-        let seconds = |from: Instant, to: Instant| to.saturating_duration_since(from).as_secs_f64();
-        Self {
-            step: step.kind.label().to_owned(),
-            server: step.server.map(Into::into),
-            source: step.source.map(str::to_owned),
-            begun: seconds(arrival, step.begun) - seconds(step.begun, arrival),
-            seconds: seconds(step.begun, step.ended),
-            first_byte: step.first_byte.map(|at| seconds(step.begun, at)),
-            error: step.error,
-        }
-    }
-}
-
-impl Display for SlowStep {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = self.source.as_ref().unwrap_or(&self.step);
-        write!(f, "{name}")?;
-        if let Some(server) = &self.server {
-            write!(f, " {server}")?;
-        }
-        write!(f, " {:.3} s", self.seconds)?;
-        match (self.first_byte, &self.error) {
-            (_, Some(error)) => write!(f, " ({error})"),
-            (Some(first), None) => write!(f, " (first byte {first:.3} s)"),
-            (None, None) => Ok(()),
-        }
-    }
-}
-
-/// Steps in one line.
-pub struct StepList<'a>(pub &'a [SlowStep]);
-
-impl Display for StepList<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (number, step) in self.0.iter().enumerate() {
-            if number > 0 {
-                f.write_str(", ")?;
-            }
-            step.fmt(f)?;
-        }
-        if self.0.is_empty() { f.write_char('-') } else { Ok(()) }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::answered_read::ReadStep;
     use super::*;
     use crate::timeline::StepKind;
 
@@ -303,8 +200,8 @@ mod tests {
         let step = &last.steps[0];
         assert!(step.begun < 0.0, "the fetch was under way when the read came");
         assert!(step.seconds >= 3.0 && step.first_byte.unwrap() >= 3.0);
-        let shown = SlowStep { seconds: 3.0, first_byte: Some(2.5), ..step.clone() };
-        let failed = SlowStep { source: None, server: None, error: Some("no".into()), ..shown.clone() };
+        let shown = ReadStep { seconds: 3.0, first_byte: Some(2.5), ..step.clone() };
+        let failed = ReadStep { source: None, server: None, error: Some("no".into()), ..shown.clone() };
         assert_eq!(
             StepList(&[shown, failed]).to_string(),
             "http volume:8080 3.000 s (first byte 2.500 s), request 3.000 s (no)"

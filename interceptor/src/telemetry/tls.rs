@@ -2,33 +2,34 @@
 //! what it sends stays here; so the commands of this host need no certificate.
 //!
 //! The first byte of a connection tells which it is: TLS begins with a handshake record, a request
-//! of HTTP with a letter. Who comes from elsewhere without TLS is told what to write, and gets
-//! nothing else.
+//! of HTTP with a letter. [`access`](super::access) refuses requests that come from elsewhere
+//! without TLS.
 
 use std::fmt;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::task::ready;
 
 use axum::serve::Listener;
-use futures::StreamExt;
-use futures::future::BoxFuture;
-use futures::stream::FuturesUnordered;
+use daemon::settings_file;
 use parking_lot::RwLock;
 use rdma_engine::bounded_listener::{BoundedListener, BoundedStream};
 use rustls::ServerConfig;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use rustls::server::{Acceptor, ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio_rustls::TlsAcceptor;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
+use tokio_util::sync::PollSemaphore;
 
-use super::peer::Peer;
+use crate::vital::contained_task;
 
 /// The first byte of a connection under TLS: that its first record is of the handshake
 /// (RFC 8446, section 5.1).
@@ -37,8 +38,8 @@ const HANDSHAKE_RECORD: u8 = 22;
 /// What a client of another host is told that does not encrypt.
 pub(crate) const TLS_NEEDED: &str = "from another host this API is reached by TLS: write https:// for it\n";
 
-/// How often more of a refused request is read. Heads of requests are shorter than that.
-const MAX_REFUSED_READS: usize = 64;
+/// Connections that may wait for the server to take them.
+const QUEUED_CONNECTIONS: usize = 16;
 
 /// The certificate of the status API cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -54,14 +55,18 @@ pub enum CertificateError {
         reason: String,
     },
     /// Both can be read, and do not belong together or are of a kind that is not known.
-    #[error("--status-tls-cert {} and --status-tls-key {} do not make TLS: {source}", certificate.display(), key.display())]
+    #[error(
+        "--status-tls-cert {} and --status-tls-key {} do not make TLS: {error}; they must belong together, and the key be \
+         one of RSA, ECDSA (P-256, P-384) or Ed25519",
+        certificate.display(), key.display()
+    )]
     Pair {
         /// The certificate.
         certificate: PathBuf,
         /// Its key.
         key: PathBuf,
         /// What the TLS library says.
-        source: rustls::Error,
+        error: rustls::Error,
     },
 }
 
@@ -83,16 +88,23 @@ impl StatusCertificate {
             path: path.to_owned(),
             reason,
         };
-        let chain = CertificateDer::pem_file_iter(certificate)
-            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        let text = settings_file::read(certificate)
+            .map_err(|error| failed("cert", certificate, error.to_string()))?;
+        let chain = CertificateDer::pem_slice_iter(text.as_bytes())
+            .collect::<Result<Vec<_>, _>>()
             .map_err(|error| failed("cert", certificate, error.to_string()))?;
         if chain.is_empty() {
             return Err(failed("cert", certificate, "there is no certificate in it".into()));
         }
+        let failed = |reason| failed("key", key, reason);
+        let text = settings_file::read(key).map_err(|error| failed(error.to_string()))?;
+        if text.contains("ENCRYPTED") {
+            return Err(failed("it is encrypted: give the key without a passphrase".into()));
+        }
         let secret =
-            PrivateKeyDer::from_pem_file(key).map_err(|error| failed("key", key, error.to_string()))?;
-        let pair = CertifiedKey::from_der(chain, secret, &ring::default_provider()).map_err(|source| {
-            CertificateError::Pair { certificate: certificate.to_owned(), key: key.to_owned(), source }
+            PrivateKeyDer::from_pem_slice(text.as_bytes()).map_err(|error| failed(error.to_string()))?;
+        let pair = CertifiedKey::from_der(chain, secret, &ring::default_provider()).map_err(|error| {
+            CertificateError::Pair { certificate: certificate.to_owned(), key: key.to_owned(), error }
         })?;
         Ok(Self(Arc::new(CurrentCertificate(RwLock::new(Arc::new(pair))))))
     }
@@ -103,7 +115,7 @@ impl StatusCertificate {
         *self.0.0.write() = pair;
     }
 
-    fn acceptor(&self) -> Result<TlsAcceptor, rustls::Error> {
+    fn server(&self) -> Result<Arc<ServerConfig>, rustls::Error> {
         let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()?
             .with_no_client_auth()
@@ -112,7 +124,7 @@ impl StatusCertificate {
         // A session that was resumed would go on with a certificate that has been taken back.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
-        Ok(TlsAcceptor::from(Arc::new(config)))
+        Ok(Arc::new(config))
     }
 }
 
@@ -129,19 +141,26 @@ impl fmt::Debug for CurrentCertificate {
     }
 }
 
-/// A connection that requests can be read from.
-type Opened = Option<(StatusStream, SocketAddr)>;
-
 /// The two kinds of connections of the status API.
 pub(super) type StatusStream = Either<BoundedStream, TlsStream<BoundedStream>>;
 
-/// The connections of the status API: bounded in number, and encrypted where they have to be.
+/// A connection over which requests can come, and where from.
+type OpenedConnection = (StatusStream, SocketAddr);
+
+/// The connections of the status API, bounded in number.
 pub(super) struct StatusListener {
     connections: BoundedListener,
-    acceptor: Option<TlsAcceptor>,
-    /// Connections of which it is not known yet what they are. There are no more of them than the
-    /// bounded listener lets be open.
-    beginning: FuturesUnordered<BoxFuture<'static, Opened>>,
+    handshakes: Option<Arc<Handshakes>>,
+    /// Both ends of a queue of connections of which it is known what they are.
+    opened: (mpsc::Sender<OpenedConnection>, mpsc::Receiver<OpenedConnection>),
+}
+
+/// What handshakes need.
+struct Handshakes {
+    config: Arc<ServerConfig>,
+    /// A signature takes milliseconds of a CPU, and any client can ask for one. One is made at a
+    /// time, so that reads go on.
+    signing: Arc<Semaphore>,
 }
 
 impl StatusListener {
@@ -153,8 +172,10 @@ impl StatusListener {
         connections: BoundedListener,
         certificate: Option<&StatusCertificate>,
     ) -> Result<Self, rustls::Error> {
-        let acceptor = certificate.map(StatusCertificate::acceptor).transpose()?;
-        Ok(Self { connections, acceptor, beginning: FuturesUnordered::new() })
+        let config = certificate.map(StatusCertificate::server).transpose()?;
+        let handshakes =
+            config.map(|config| Arc::new(Handshakes { config, signing: Arc::new(Semaphore::new(1)) }));
+        Ok(Self { connections, handshakes, opened: mpsc::channel(QUEUED_CONNECTIONS) })
     }
 }
 
@@ -162,18 +183,24 @@ impl Listener for StatusListener {
     type Io = StatusStream;
     type Addr = SocketAddr;
 
-    async fn accept(&mut self) -> (StatusStream, SocketAddr) {
+    async fn accept(&mut self) -> OpenedConnection {
         loop {
             tokio::select! {
-                (stream, address) = self.connections.accept() => match &self.acceptor {
-                    None => return (Either::Left(stream), address),
-                    Some(acceptor) => self.beginning.push(Box::pin(begin(acceptor.clone(), stream, address))),
-                },
-                Some(opened) = self.beginning.next() => {
-                    if let Some(opened) = opened {
-                        return opened;
-                    }
+                (stream, address) = self.connections.accept() => {
+                    let Some(handshakes) = &self.handshakes else { return (Either::Left(stream), address) };
+                    let (handshakes, opened) = (handshakes.clone(), self.opened.0.clone());
+                    tokio::spawn(contained_task(async move {
+                        match handshakes.begin(stream).await {
+                            // Fails if the daemon ends.
+                            Ok(Some(stream)) => _ = opened.send((stream, address)).await,
+                            Ok(None) => {}
+                            Err(error) => {
+                                tracing::debug!(%address, %error, "no TLS with a client of the status API");
+                            }
+                        }
+                    }));
                 }
+                Some(opened) = self.opened.1.recv() => return opened,
             }
         }
     }
@@ -183,54 +210,49 @@ impl Listener for StatusListener {
     }
 }
 
-/// Finds out what a connection is, and shakes hands if it is under TLS. `None` if nothing can be
-/// asked over it.
-async fn begin(acceptor: TlsAcceptor, mut stream: BoundedStream, address: SocketAddr) -> Opened {
-    let first = stream.peek().await.ok()?;
-    if first == Some(HANDSHAKE_RECORD) {
-        let secure = acceptor.accept(stream).await;
-        return match secure {
-            Ok(secure) => Some((Either::Right(secure), address)),
-            Err(error) => {
-                tracing::debug!(%address, %error, "no TLS with a client of the status API");
-                None
-            }
-        };
-    }
-    if Peer::of(&stream, address).is_local() {
-        return Some((Either::Left(stream), address));
-    }
-    refuse(stream).await.ok()?;
-    None
-}
-
-/// Answers a client that has to use TLS.
-async fn refuse(mut stream: BoundedStream) -> io::Result<()> {
-    let head = "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n";
-    let length = TLS_NEEDED.len();
-    stream.write_all(format!("{head}Content-Length: {length}\r\n\r\n{TLS_NEEDED}").as_bytes()).await?;
-    stream.shutdown().await?;
-    // What was sent and not read would make the kernel reset the connection, and lose the answer.
-    let mut rest = [0; 1024];
-    for _ in 0..MAX_REFUSED_READS {
-        if stream.read(&mut rest).await? == 0 {
-            break;
+impl Handshakes {
+    /// Finds out what a connection is, and shakes hands if it is under TLS. `None` if the
+    /// connection had to make room.
+    async fn begin(&self, mut stream: BoundedStream) -> io::Result<Option<StatusStream>> {
+        if stream.peek().await? != Some(HANDSHAKE_RECORD) {
+            return Ok(Some(Either::Left(stream)));
         }
+        let mut hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+        let turn = tokio::select! {
+            turn = self.signing.clone().acquire_owned() => turn.ok(),
+            // Without this, any number of them could wait.
+            () = hello.io.replaced() => return Ok(None),
+        };
+        let mut handshake = Box::pin(hello.into_stream(self.config.clone()));
+        // Each time the handshake goes on, it may be to sign.
+        let mut turns = PollSemaphore::new(self.signing.clone());
+        let mut first = Some(turn);
+        let secure = poll_fn(|context| {
+            let turn = match first.take() {
+                Some(turn) => turn,
+                None => ready!(turns.poll_acquire(context)),
+            };
+            let polled = handshake.as_mut().poll(context);
+            drop(turn);
+            polled
+        });
+        let secure = secure.await;
+        Ok(Some(Either::Right(secure?)))
     }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::fs;
+    use std::time::Duration;
 
     use axum::Router;
     use axum::routing::get;
     use rcgen::{CertifiedKey as Issued, generate_simple_self_signed};
     use rustls::{ClientConfig, RootCertStore};
     use tempfile::TempDir;
-    use tokio::io::{AsyncRead, AsyncWrite};
+    use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
     use tokio_rustls::TlsConnector;
 
@@ -294,7 +316,7 @@ mod tests {
     async fn clients_of_this_host_may_encrypt_and_need_not() {
         let authority = Authority::new();
         let server = served(&authority.certificate()).await;
-        // Who connects and says nothing, or breaks off, is in nobody's way.
+        // A client that is silent or breaks off is in no other client's way.
         let silent = TcpStream::connect(server).await.unwrap();
         let mut broken = TcpStream::connect(server).await.unwrap();
         broken.write_all(&[HANDSHAKE_RECORD, 3, 1, 0, 2, b'?', b'?']).await.unwrap();
@@ -307,24 +329,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn clients_of_other_hosts_must_encrypt() {
+    async fn whoever_asks_for_signatures_keeps_nobody_out() {
         let authority = Authority::new();
-        let acceptor = authority.certificate().acceptor().unwrap();
-        let elsewhere = "192.0.2.7:1".parse().unwrap();
+        let certificate = authority.certificate();
         let (mut connections, address) = bounded().await;
-
+        let handshakes =
+            Handshakes { config: certificate.server().unwrap(), signing: Arc::new(Semaphore::new(0)) };
         let client = TcpStream::connect(address).await.unwrap();
         let (stream, _) = connections.accept().await;
-        let (answer, opened) = tokio::join!(ask(client), begin(acceptor.clone(), stream, elsewhere));
-        let answer = answer.unwrap();
-        assert!(answer.starts_with("HTTP/1.1 400") && answer.ends_with(TLS_NEEDED), "{answer}");
-        assert!(opened.is_none());
-
-        let client = TcpStream::connect(address).await.unwrap();
-        let (stream, _) = connections.accept().await;
-        let shaken = authority.client.connect("localhost".try_into().unwrap(), client);
-        let (client, opened) = tokio::join!(shaken, begin(acceptor, stream, elsewhere));
-        assert!(client.is_ok() && matches!(opened, Some((Either::Right(_), from)) if from == elsewhere));
+        let asking = authority.client.connect("localhost".try_into().unwrap(), client);
+        let begun = handshakes.begin(stream);
+        tokio::pin!(asking, begun);
+        // The client's turn never comes, until its connection has to make room.
+        let waiting =
+            tokio::time::timeout(Duration::from_millis(50), async { tokio::join!(asking, &mut begun) });
+        assert!(waiting.await.is_err());
+        drop(connections);
+        assert!(matches!(begun.await, Ok(None)));
     }
 
     #[tokio::test]

@@ -172,9 +172,10 @@ fn cache(report: &StatusReport, add: &mut impl FnMut(Severity, String, &str)) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::answered_read::{AnsweredRead, ReadStep};
     use crate::telemetry::health::{EngineHealth, FilerHealth, VolumeServerHealth};
     use crate::telemetry::metrics::CacheUsage;
-    use crate::telemetry::slow_reads::{SlowRead, SlowStep, WaitingReads};
+    use crate::telemetry::slow_reads::WaitingReads;
     use crate::telemetry::status::tests::some_status;
     use crate::telemetry::{MissRatioCurve, MissRatioPoint};
 
@@ -199,8 +200,8 @@ mod tests {
         }
     }
 
-    fn slow(at: f64, server: &str, seconds: f64, error: Option<&str>) -> SlowRead {
-        let step = SlowStep {
+    fn slow(at: f64, server: &str, seconds: f64, error: Option<&str>) -> AnsweredRead {
+        let step = ReadStep {
             step: "request".into(),
             server: Some(server.into()),
             source: Some("http".into()),
@@ -209,7 +210,7 @@ mod tests {
             first_byte: None,
             error: None,
         };
-        SlowRead {
+        AnsweredRead {
             at,
             path: "/file".into(),
             offset: 0,

@@ -271,7 +271,7 @@ fn call(method: Method, path: &str, body: impl Into<Body>) -> HttpRequest<Body> 
         .header("X-Interceptor", "warmup")
         .body(body.into())
         .unwrap();
-    let peer = Peer { remote: "127.0.0.1".parse().unwrap(), local: None };
+    let peer = Peer { remote: "127.0.0.1".parse().unwrap(), local: None, is_encrypted: false };
     request.extensions_mut().insert(ConnectInfo(peer));
     request
 }
@@ -334,7 +334,11 @@ async fn requests_of_pages_and_other_hosts_are_refused() {
             request.headers_mut().insert(header::CONTENT_TYPE, "text/plain".parse().unwrap());
         }),
         ("another host", StatusCode::FORBIDDEN, &|request| {
-            let peer = Peer { remote: "10.0.0.6".parse().unwrap(), local: "10.0.0.5".parse().ok() };
+            let peer = Peer {
+                remote: "10.0.0.6".parse().unwrap(),
+                local: "10.0.0.5".parse().ok(),
+                is_encrypted: false,
+            };
             request.extensions_mut().insert(ConnectInfo(peer));
         }),
         ("an unknown peer", StatusCode::FORBIDDEN, &|request| {

@@ -43,8 +43,8 @@ impl BuiltPrograms {
     }
 }
 
-/// Builds them, with `zig` for the old C library. What the programs write of themselves is written
-/// by those of this host.
+/// Builds them, with `zig` for the old C library. What they write of themselves is written by them,
+/// those for another architecture in an emulator.
 pub(super) fn command(zig: Option<&Zig>, architecture: Architecture) -> Result<BuiltPrograms> {
     programs::build()?;
     let directory = super::directory().join(architecture.machine());

@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use ::tests::tools::target_directory;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use self::build::BuiltPrograms;
 use self::contents::PackageContents;
@@ -36,7 +36,7 @@ use crate::{interrupt, process, setup};
 #[derive(clap::Args)]
 pub(crate) struct PackageOptions {
     /// What to build for; several are separated by commas
-    #[arg(long = "arch", value_name = "ARCH", value_delimiter = ',', default_value = "amd64")]
+    #[arg(long = "arch", value_name = "ARCH", value_delimiter = ',', default_value = Architecture::of_host().debian())]
     architectures: Vec<Architecture>,
 
     /// Link with the C library of this host instead of an older one: the packages then need a
@@ -70,6 +70,11 @@ const MAINTAINER: &str = "interceptor developers <interceptor@localhost>";
 /// The verb.
 pub(crate) fn command(options: &PackageOptions) -> Result<()> {
     let started = Instant::now();
+    if options.tries {
+        ensure!(nix::unistd::geteuid().is_root(), "--try takes root: it boots containers");
+        let is_built = options.architectures.iter().any(|architecture| architecture.is_own());
+        ensure!(is_built, "--try takes packages for this host: leave --arch out");
+    }
     setup::ensure()?;
     // Nothing of an earlier version stays.
     let _ = fs::remove_dir_all(directory());
@@ -84,7 +89,7 @@ pub(crate) fn command(options: &PackageOptions) -> Result<()> {
     }
     println!("in {} ({} s)", directory().display(), started.elapsed().as_secs());
     if options.tries {
-        let own = own.context("--try takes packages for this host: leave --arch out")?;
+        let own = own.context("no package is for this host")?;
         trial::run(&own[0], &own[1])?;
     }
     Ok(())

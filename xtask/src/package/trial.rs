@@ -64,7 +64,6 @@ impl SampleCluster {
 /// # Errors
 /// When something does not work; it has been printed.
 pub(super) fn run(deb: &Path, rpm: &Path) -> Result<()> {
-    ensure!(nix::unistd::geteuid().is_root(), "--try takes root: it boots containers");
     setup::ensure_for_trees()?;
     let cluster = SampleCluster::start()?;
     let mut failed = 0;
@@ -114,7 +113,11 @@ fn install_deb(tree: &Path, deb: &Path) -> Result<()> {
     fs::copy(deb, tree.join("root/interceptor.deb"))?;
     process::run(inside(tree, "apt-get").args(["-qq", "update"]))?;
     let mut install = inside(tree, "apt-get");
-    process::run(install.args(["-qq", "install", "--yes", "/root/interceptor.deb"]).stdout(Stdio::null()))
+    process::run(
+        install
+            .args(["-qq", "-o", "Dir::Log::Terminal=", "install", "--yes", "/root/interceptor.deb"])
+            .stdout(Stdio::null()),
+    )
 }
 
 /// Makes a host of the tree: with a line of fstab, instances of units, and the script.
@@ -125,13 +128,13 @@ fn configure(tree: &Path, environment: &str) -> Result<()> {
     };
     let filer = environment.lines().next().and_then(|line| line.strip_prefix("FILER="));
     let filer = filer.context("the environment begins with the filer")?;
-    for mount_point in ["mnt/fstab", "mnt/unit", "volumes"] {
+    for mount_point in ["mnt/fstab", "mnt/unit", "mnt/layer", "volumes"] {
         fs::create_dir(tree.join(mount_point))?;
     }
-    write(
-        "etc/fstab",
-        format!("{filer}:/data /mnt/fstab interceptor _netdev,nofail,cache-size=256MiB 0 0\n"),
-    )?;
+    let options = "_netdev,nofail,cache-size=256MiB 0 0";
+    let mount = format!("{filer}:/data /mnt/fstab interceptor {options}\n");
+    // Something else that a layer can be put over.
+    write("etc/fstab", mount + "tmpfs /mnt/layer tmpfs defaults 0 0\n")?;
     let unit = format!("filer = \"{filer}\"\nfiler-path = \"/data\"\ncache-size = \"128MiB\"\n");
     write("etc/interceptor/mnt-unit.toml", unit)?;
     // Other programs of this host may have the usual ports.
@@ -148,7 +151,15 @@ fn configure(tree: &Path, environment: &str) -> Result<()> {
 /// server.
 fn boot(tree: &Path, volumes: &Path) -> Result<()> {
     let mut command = Command::new("timeout");
-    command.args([BOOT_SECONDS, "systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit"]);
+    command.args([
+        "--kill-after=30",
+        BOOT_SECONDS,
+        "systemd-nspawn",
+        "--quiet",
+        "--boot",
+        "--register=no",
+        "--keep-unit",
+    ]);
     // Mounting, and eBPF.
     command.args(["--capability=all", "--system-call-filter=bpf perf_event_open", "--bind=/dev/fuse"]);
     command.arg(format!("--bind-ro={}:/volumes", volumes.display()));

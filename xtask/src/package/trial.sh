@@ -51,11 +51,14 @@ check "interceptor@: kill -9 of both" systemctl kill --signal KILL interceptor@m
 check "interceptor@: is started anew" is_restarted interceptor@mnt-unit "$before"
 check "interceptor@: after that" has /mnt/unit/large "$SUM_LARGE"
 
-check "interceptor-attach@: start" systemctl start interceptor-attach@mnt-unit
-check "interceptor-attach@: is a layer" findmnt --types fuse.interceptor-attach /mnt/unit
-check "interceptor-attach@: a small file" has /mnt/unit/small "$SUM_SMALL"
-check "interceptor-attach@: stop" systemctl stop interceptor-attach@mnt-unit
-check "interceptor-attach@: what is below" has /mnt/unit/small "$SUM_SMALL"
+check "interceptor-attach@: what is below" cp /mnt/unit/small /mnt/layer
+check "interceptor-attach@: start" systemctl start interceptor-attach@mnt-layer
+check "interceptor-attach@: is a layer" findmnt --types fuse.interceptor-attach /mnt/layer
+check "interceptor-attach@: a file" has /mnt/layer/small "$SUM_SMALL"
+check "interceptor-attach@: in the list" interceptor status /mnt/layer
+check "interceptor-attach@: stop" systemctl stop interceptor-attach@mnt-layer
+check "interceptor-attach@: nothing of it is left" findmnt --types tmpfs /mnt/layer
+check "interceptor-attach@: the file below" has /mnt/layer/small "$SUM_SMALL"
 check "interceptor@: stop" systemctl stop interceptor@mnt-unit
 check "interceptor@: nothing is left" is_gone /mnt/unit
 
@@ -63,7 +66,7 @@ check "rdma-engine: start" systemctl start rdma-engine
 check "rdma-engine: is active" systemctl is-active rdma-engine
 check "rdma-engine: stop" systemctl stop rdma-engine
 
-for unit in interceptor@mnt-unit interceptor-attach@mnt-unit rdma-engine; do
+for unit in interceptor@mnt-unit interceptor-attach@mnt-layer rdma-engine; do
     check "$unit: its file" systemd-analyze verify --man=no "$unit.service"
     systemd-analyze --no-pager security "$unit.service" | sed -n 's/.*\(Overall exposure level.*\)/note \1/p' >>/root/trial
 done

@@ -63,6 +63,11 @@ impl Architecture {
         }
     }
 
+    /// That of this host; of a host for which there are no packages, the first one.
+    pub(crate) fn of_host() -> Self {
+        if Self::Arm64.is_own() { Self::Arm64 } else { Self::Amd64 }
+    }
+
     /// Whether this host can run its programs.
     pub(crate) fn is_own(self) -> bool {
         self.machine() == std::env::consts::ARCH
@@ -122,8 +127,8 @@ impl Zig {
     }
 
     /// Makes an empty libibverbs: the bindings name it to the linker, which leaves it out, as its
-    /// functions are found at run time. And tells cmake of the compiler of this host, and libclang of
-    /// the headers of this host that are the same for all architectures.
+    /// functions are found at run time. Also tells cmake of the compiler of this host, and libclang
+    /// of those headers of this host that are the same for all architectures.
     fn make_stubs(&self) -> Result<()> {
         let headers = self.stubs.join(HEADERS);
         fs::create_dir_all(&headers)?;

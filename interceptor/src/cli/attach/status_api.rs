@@ -5,9 +5,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use daemon::address::StatusAddress;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
+use crate::cli::status_place::{AwaitedAddress, PlacedStatus, StatusPlace};
 use crate::telemetry::Status;
 use crate::telemetry::access::ApiSecrets;
 use crate::telemetry::server::{BindError, StatusServer};
@@ -18,26 +19,12 @@ use crate::warmup::{self, JobRegistry};
 /// takeover.
 const ADDRESS_RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often that is tried.
-const BIND_RETRY_INTERVAL: Duration = Duration::from_millis(20);
-
-/// Where the status API is wanted.
-pub(super) struct StatusPlace {
-    pub(super) address: StatusAddress,
-    /// Nobody asked for that address: any other one does as well.
-    pub(super) is_default: bool,
-    /// Whether a daemon that is there is taken over, which may have the address.
-    pub(super) takes_over: bool,
-    /// Where that daemon has its own.
-    pub(super) predecessor: Option<SocketAddr>,
-}
-
 /// Where the status API is offered, or will be.
 pub(super) enum StatusApi {
     /// `--status-addr none`.
     Nowhere,
     /// Another has the address.
-    Waiting { address: String, secrets: ApiSecrets },
+    Waiting(AwaitedAddress),
     /// It answers.
     Serving { address: SocketAddr, task: JoinHandle<()> },
 }
@@ -51,43 +38,30 @@ impl StatusApi {
         status: &Arc<Status>,
         jobs: &Arc<JobRegistry>,
     ) -> Result<Self, BindError> {
-        let StatusAddress::At(mut address) = place.address else { return Ok(Self::Nowhere) };
-        let is_any = place.is_default || address.ends_with(":0");
-        // A free port stays the same.
-        if let (Some(before), true, Some((host, _))) = (place.predecessor, is_any, address.rsplit_once(':')) {
-            address = format!("{host}:{}", before.port());
-        }
-        let may_wait = place.takes_over && (place.predecessor.is_some() || !is_any);
-        let server = match StatusServer::bind(&address, secrets.clone()).await {
-            Err(error) if may_wait && error.is_in_use() => return Ok(Self::Waiting { address, secrets }),
-            Err(error) if place.is_default && error.is_in_use() => {
-                StatusServer::bind_elsewhere(&address, secrets).await?
-            }
-            bound => bound?,
-        };
-        Ok(Self::serve(server, status, jobs))
+        Ok(match place.bind(secrets).await? {
+            PlacedStatus::Nowhere => Self::Nowhere,
+            PlacedStatus::Bound(server) => Self::serve(server, status, jobs),
+            PlacedStatus::Awaited(awaited) => Self::Waiting(awaited),
+        })
     }
 
-    /// Binds the address once it is free, if it was not. If it does not become free, logs that and
-    /// goes on without.
+    /// Binds the address once it is free, if it was not. If it does not become free, takes another
+    /// one if that will do, or else logs that and goes on without.
     pub(super) async fn take_over(&mut self, status: &Arc<Status>, jobs: &Arc<JobRegistry>) {
-        let Self::Waiting { address, secrets } = self else { return };
-        let deadline = tokio::time::Instant::now() + ADDRESS_RELEASE_TIMEOUT;
-        let bound = loop {
-            match StatusServer::bind(address, secrets.clone()).await {
-                Err(error) if error.is_in_use() && tokio::time::Instant::now() < deadline => {
-                    tokio::time::sleep(BIND_RETRY_INTERVAL).await;
-                }
-                bound => break bound,
+        let Self::Waiting(awaited) = self else { return };
+        let bound = match timeout(ADDRESS_RELEASE_TIMEOUT, awaited.bind_when_free()).await {
+            Ok(server) => Some(server),
+            Err(_) if awaited.is_any => {
+                let elsewhere = awaited.bind_elsewhere().await;
+                elsewhere.inspect_err(|error| tracing::warn!("going without: {error}")).ok()
+            }
+            Err(_) => {
+                let address = &awaited.address;
+                tracing::warn!("{address} stays in use: going without the status API (--status-addr)");
+                None
             }
         };
-        *self = match bound {
-            Ok(server) => Self::serve(server, status, jobs),
-            Err(error) => {
-                tracing::warn!("going without: {error}");
-                Self::Nowhere
-            }
-        };
+        *self = bound.map_or(Self::Nowhere, |server| Self::serve(server, status, jobs));
     }
 
     fn serve(server: StatusServer, status: &Arc<Status>, jobs: &Arc<JobRegistry>) -> Self {
@@ -101,7 +75,7 @@ impl StatusApi {
     pub(super) fn address(&self) -> Option<SocketAddr> {
         match self {
             Self::Serving { address, .. } => Some(*address),
-            Self::Nowhere | Self::Waiting { .. } => None,
+            Self::Nowhere | Self::Waiting(_) => None,
         }
     }
 

@@ -59,6 +59,7 @@ mod tests {
             id: 123,
             parent: 30,
             path: "/mnt/data".into(),
+            root: "/".into(),
             device: "0:57".into(),
             fs_type: fs_type.into(),
             source: "src".into(),

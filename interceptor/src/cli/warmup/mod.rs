@@ -30,7 +30,7 @@ use progress::WarmupProgress;
 use summary::Summary;
 use walk::{WalkItem, WarmupArgument};
 
-use super::signals::Signals;
+use super::signals::{INTERRUPTED_EXIT_CODE, noted_signals};
 use crate::cli::mount_address::explain;
 use crate::cli::untrusted::plain;
 use crate::telemetry::access;
@@ -42,8 +42,6 @@ const BATCH_FILES: usize = 256;
 const MAX_JOBS: usize = 2;
 /// How often the progress is asked for, and a Ctrl-C noticed.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
-/// The exit code after Ctrl-C, as of programs that it ends.
-const INTERRUPTED_EXIT_CODE: u8 = 130;
 
 /// Loads files into the cache of their mount ahead of a job, reports what is cached, or evicts it.
 #[derive(Debug, Clone, Args)]
@@ -117,7 +115,7 @@ impl WarmupOptions {
 
 /// Does it, and prints the outcome on standard output.
 pub(super) fn run(options: &WarmupOptions) -> anyhow::Result<ExitCode> {
-    let interrupted = catch_signals()?;
+    let interrupted = noted_signals()?;
     let token = options.status_token_file.as_deref().map(access::text).transpose()?;
     let action = options.action();
     let (found, totals) =
@@ -154,23 +152,6 @@ pub(super) fn run(options: &WarmupOptions) -> anyhow::Result<ExitCode> {
         (false, true) => ExitCode::SUCCESS,
         (false, false) => ExitCode::FAILURE,
     })
-}
-
-/// Notes a first signal; a second one ends the program.
-fn catch_signals() -> anyhow::Result<Arc<AtomicBool>> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-    let mut signals = runtime.block_on(async { Signals::new() }).context("cannot catch signals")?;
-    let caught = Arc::new(AtomicBool::new(false));
-    let noted = caught.clone();
-    std::thread::Builder::new().name("signals".into()).spawn(move || {
-        runtime.block_on(async {
-            signals.next().await;
-            noted.store(true, Ordering::Relaxed);
-            signals.next().await;
-            std::process::exit(INTERRUPTED_EXIT_CODE.into());
-        });
-    })?;
-    Ok(caught)
 }
 
 /// A file that was found.

@@ -1,0 +1,312 @@
+//! `interceptor trace`: each read of a file or tree while it is answered, with what it waited for.
+//!
+//! The daemon of the mount sends the reads (`/api/v1/trace`). A thread takes them as they come, so
+//! that a terminal that stands still holds nobody up. What the kernel answers from its page cache
+//! or by passthrough never comes to the daemon, and so is not shown.
+
+use std::io::{BufRead, BufReader, Read};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail, ensure};
+use clap::{Args, ValueHint};
+use daemon::size::ByteSize;
+use daemon::{duration, output};
+use form_urlencoded::Serializer;
+use serde_json::json;
+
+use super::http::StatusClient;
+use super::mount_address::{ATTRIBUTE_TIMEOUT, address_in_time, answer_of, place_of};
+use super::signals::{INTERRUPTED_EXIT_CODE, noted_signals};
+use super::untrusted::plain;
+use crate::telemetry::answered_read::StepList;
+use crate::telemetry::trace::{END, EndEvent, MAX_SECONDS, READ, ReadEvent};
+
+/// For how long reads may be followed.
+const TIMES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(MAX_SECONDS);
+
+/// Reads that wait to be printed. The daemon queues some more.
+const QUEUED_EVENTS: usize = 4096;
+
+/// The longest line of an event: a read with all its steps, whose errors may be long.
+const MAX_LINE_BYTES: u64 = 1 << 20;
+
+/// How often the end and signals are looked for.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Follows the reads of a file or tree, and what each of them waits for.
+#[derive(Debug, Clone, Args)]
+pub(super) struct TraceOptions {
+    /// A file or directory in a mount; of a directory, the reads of all files below it
+    #[arg(value_hint = ValueHint::AnyPath)]
+    path: PathBuf,
+
+    /// How long; Ctrl-C ends it earlier
+    #[arg(long = "for", value_name = "TIME", default_value = "10s", value_parser = |text: &str| duration::within(text, TIMES))]
+    time: Duration,
+
+    /// Print JSON, an object for each read
+    #[arg(long)]
+    json: bool,
+
+    /// The file with the token that the daemon was given with the same option
+    #[arg(long, value_name = "FILE")]
+    status_token_file: Option<PathBuf>,
+}
+
+/// What the daemon tells.
+enum TraceEvent {
+    Read(Box<ReadEvent>),
+    End(EndEvent),
+}
+
+/// What was seen.
+#[derive(Debug, Default)]
+struct Totals {
+    reads: u64,
+    from_memory: u64,
+    failed: u64,
+    asked_bytes: u64,
+    slowest_seconds: f64,
+    /// Reads that came too fast, for the daemon and for the terminal.
+    left_out: u64,
+}
+
+/// Prints reads as they are answered, and a summary on standard error.
+pub(super) fn run(options: &TraceOptions) -> anyhow::Result<ExitCode> {
+    let path = options.path.clone();
+    let place = answer_of(move || place_of(&path)).recv_timeout(ATTRIBUTE_TIMEOUT);
+    let place = place.map_err(|_| anyhow!("{}: the daemon does not answer", options.path.display()))??;
+    let address = address_in_time(&place.mount)?;
+    let client =
+        StatusClient { token_file: options.status_token_file.clone(), ..StatusClient::at(address.clone()) };
+    let inside = place.path.to_str().context("the status API takes paths in UTF-8 only")?;
+    // The daemon counts whole seconds.
+    let seconds = options.time.as_secs_f64().ceil() as u64;
+    let mut query = Serializer::for_suffix("/api/v1/trace?".to_owned(), "/api/v1/trace?".len());
+    let query = query.append_pair("path", inside).append_pair("seconds", &seconds.to_string()).finish();
+    let (code, body) = client
+        .stream(&query, Duration::from_secs(seconds))
+        .with_context(|| format!("the daemon of {} at {address}", place.mount.path.display()))?;
+    match code {
+        200 => {}
+        401 => bail!("the daemon answers only with its token (--status-token-file)"),
+        404 => bail!("the daemon is of a version that cannot be traced: interceptor mount --restart"),
+        other => bail!("the daemon answers with HTTP status {other}"),
+    }
+    output::note(format_args!("following reads of {} for {:?}", options.path.display(), options.time));
+    let interrupted = noted_signals()?;
+    let missed = Arc::new(AtomicU64::new(0));
+    let (sender, events) = sync_channel(QUEUED_EVENTS);
+    let counted = missed.clone();
+    let reading = thread::Builder::new().name("events".into());
+    let reading = reading.spawn(move || take_events(body, &sender, &counted))?;
+    let mut totals = Totals::default();
+    let shown = show(&events, options.json, &interrupted, &mut totals);
+    totals.left_out += missed.load(Ordering::Relaxed);
+    output::note(summary(&totals));
+    shown?;
+    if interrupted.load(Ordering::Relaxed) {
+        return Ok(ExitCode::from(INTERRUPTED_EXIT_CODE));
+    }
+    reading.join().map_err(|_| anyhow!("a thread has panicked"))??;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints reads until the daemon has told the last one, or a signal comes.
+fn show(
+    events: &Receiver<TraceEvent>,
+    as_json: bool,
+    interrupted: &AtomicBool,
+    totals: &mut Totals,
+) -> anyhow::Result<()> {
+    while !interrupted.load(Ordering::Relaxed) {
+        match events.recv_timeout(POLL_INTERVAL) {
+            Ok(TraceEvent::Read(event)) => {
+                totals.add(&event);
+                let line = if as_json { json!(event).to_string() } else { line(&event) };
+                output::print(format_args!("{line}\n"))?;
+            }
+            Ok(TraceEvent::End(end)) => {
+                totals.left_out = end.left_out;
+                if end.is_early {
+                    output::note(
+                        "ended early: too many follow reads of this mount, and a later one took this place",
+                    );
+                }
+                return Ok(());
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Ok(()),
+        }
+    }
+    Ok(())
+}
+
+/// Passes events on as they come, to the last one. Those for which there is no room are counted.
+fn take_events(body: impl Read, events: &SyncSender<TraceEvent>, missed: &AtomicU64) -> anyhow::Result<()> {
+    let mut body = BufReader::new(body);
+    let (mut name, mut line) = (String::new(), String::new());
+    loop {
+        line.clear();
+        let length = body.by_ref().take(MAX_LINE_BYTES).read_line(&mut line);
+        if length.context("the connection to the daemon broke")? == 0 {
+            bail!("the daemon has ended, or the mount was taken over by another process");
+        }
+        ensure!(line.ends_with('\n'), "the daemon sent a line that is too long");
+        if let Some(text) = line.strip_prefix("event: ") {
+            text.trim_end().clone_into(&mut name);
+        } else if let Some(data) = line.strip_prefix("data: ") {
+            match name.as_str() {
+                READ => {
+                    let event = serde_json::from_str(data).context("the daemon sent no read")?;
+                    match events.try_send(TraceEvent::Read(Box::new(event))) {
+                        Ok(()) => {}
+                        Err(TrySendError::Full(_)) => _ = missed.fetch_add(1, Ordering::Relaxed),
+                        Err(TrySendError::Disconnected(_)) => return Ok(()),
+                    }
+                }
+                END => {
+                    let event = serde_json::from_str(data).context("the daemon sent no end")?;
+                    // Fails if nobody waits any more.
+                    let _ = events.send(TraceEvent::End(event));
+                    return Ok(());
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+impl Totals {
+    fn add(&mut self, event: &ReadEvent) {
+        let read = &event.read;
+        self.reads += 1;
+        self.asked_bytes += read.len;
+        self.failed += u64::from(read.error.is_some());
+        self.from_memory += u64::from(read.error.is_none() && read.steps.is_empty());
+        self.slowest_seconds = self.slowest_seconds.max(read.seconds);
+        self.left_out = event.left_out;
+    }
+}
+
+/// A read, in a line.
+fn line(event: &ReadEvent) -> String {
+    let read = &event.read;
+    let waited = match (&read.error, read.steps.is_empty()) {
+        (None, true) => "memory".to_owned(),
+        (None, false) => StepList(&read.steps).to_string(),
+        (Some(error), _) => format!("FAILED: {error}; {}", StepList(&read.steps)),
+    };
+    let reader = match read.caller_name.as_str() {
+        "" => read.caller.to_string(),
+        name => format!("{name}[{}]", read.caller),
+    };
+    let text = format!("{} {}+{} {reader}: {waited}", read.path, read.offset, read.len);
+    format!("{:>9.3} ms  {}", read.seconds * 1e3, plain(&text))
+}
+
+fn summary(totals: &Totals) -> String {
+    let Totals { reads, from_memory, failed, asked_bytes, slowest_seconds, left_out } = totals;
+    let bytes = ByteSize(*asked_bytes);
+    let slowest = slowest_seconds * 1e3;
+    let mut text = format!(
+        "{reads} reads of {bytes}: {from_memory} answered from memory, {failed} failed, the slowest took {slowest:.3} ms"
+    );
+    if *left_out > 0 {
+        text += &format!("; {left_out} more came too fast to be shown");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::answered_read::{AnsweredRead, ReadStep};
+
+    fn event(error: Option<&str>, steps: Vec<ReadStep>) -> ReadEvent {
+        let error = error.map(str::to_owned);
+        let read = AnsweredRead {
+            path: "/a/\u{1b}[2Jfile".into(),
+            offset: 4096,
+            len: 8192,
+            caller: 7,
+            caller_name: "cat".into(),
+            seconds: 0.25,
+            error,
+            steps,
+            ..AnsweredRead::default()
+        };
+        ReadEvent { read, left_out: 2 }
+    }
+
+    fn step() -> ReadStep {
+        ReadStep {
+            step: "request".into(),
+            server: Some("volume:8080".into()),
+            source: Some("http".into()),
+            begun: 0.0,
+            seconds: 0.25,
+            first_byte: Some(0.125),
+            error: None,
+        }
+    }
+
+    #[test]
+    fn a_read_is_a_line_that_says_what_it_waited_for() {
+        assert_eq!(
+            line(&event(None, Vec::new())),
+            "  250.000 ms  /a/\u{fffd}[2Jfile 4096+8192 cat[7]: memory"
+        );
+        let fetched = line(&event(None, vec![step()]));
+        assert!(fetched.ends_with("cat[7]: http volume:8080 0.250 s (first byte 0.125 s)"), "{fetched}");
+        let failed = line(&event(Some("no server"), Vec::new()));
+        assert!(failed.ends_with("cat[7]: FAILED: no server; -"), "{failed}");
+    }
+
+    #[test]
+    fn the_summary_counts_what_was_shown_and_what_was_not() {
+        let mut totals = Totals::default();
+        for event in [event(None, Vec::new()), event(None, vec![step()]), event(Some("no"), Vec::new())] {
+            totals.add(&event);
+        }
+        let told = summary(&totals);
+        assert!(told.starts_with("3 reads of 24 KiB: 1 answered from memory, 1 failed"), "{told}");
+        assert!(told.ends_with("250.000 ms; 2 more came too fast to be shown"), "{told}");
+    }
+
+    #[test]
+    fn events_are_taken_to_the_end_and_a_broken_stream_is_told() {
+        let read = serde_json::to_string(&event(None, Vec::new())).unwrap();
+        let begin = format!("event: following\ndata: null\n\n: keep-alive\n\nevent: read\ndata: {read}\n\n");
+        let (sender, events) = sync_channel(8);
+        let missed = AtomicU64::new(0);
+        let whole = format!("{begin}event: end\ndata: {{\"left_out\":3,\"is_early\":false}}\n\n");
+        take_events(whole.as_bytes(), &sender, &missed).unwrap();
+        let mut totals = Totals::default();
+        show(&events, true, &AtomicBool::new(false), &mut totals).unwrap();
+        assert_eq!((totals.reads, totals.left_out), (1, 3));
+        for (broken, told) in [(begin.as_str(), "has ended"), ("event: read\ndata: {}\n", "no read")] {
+            let error = take_events(broken.as_bytes(), &sender, &missed).unwrap_err();
+            assert!(format!("{error:#}").contains(told), "{error:#}");
+        }
+    }
+
+    #[test]
+    fn reads_that_cannot_be_printed_in_time_are_counted() {
+        let read = serde_json::to_string(&event(None, Vec::new())).unwrap();
+        let (sender, events) = sync_channel(1);
+        let missed = AtomicU64::new(0);
+        let many = format!("event: read\ndata: {read}\n\n").repeat(3);
+        // Nobody has taken the first one by then.
+        take_events(many.as_bytes(), &sender, &missed).unwrap_err();
+        assert_eq!(missed.load(Ordering::Relaxed), 2);
+        drop(events);
+    }
+}

@@ -1,0 +1,201 @@
+//! `interceptor trace`: reads of a file or tree while they are answered.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+use tests::mount::interceptor_program;
+use tests::process::Process;
+use tests::readers::{content, put_files};
+use tests::{Cluster, Layer, Mount, Pattern, eventually, host, reading};
+
+const SIZE: usize = 300_000;
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A running `interceptor trace`, which prints JSON.
+struct Trace {
+    process: Process,
+    _home: TempDir,
+}
+
+impl Trace {
+    /// Starts it, and waits until reads are followed.
+    fn of(path: &Path) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let mut command = Command::new(interceptor_program().unwrap());
+        command.args(["trace", "--json", "--for", "60m"]).arg(path);
+        let process = Process::start(command, &home.path().join("log"), TIMEOUT, Signal::SIGTERM).unwrap();
+        let trace = Self { process, _home: home };
+        eventually("reads to be followed", TIMEOUT, || trace.log().contains("following").then_some(()))
+            .unwrap();
+        trace
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.process.log()).unwrap()
+    }
+
+    /// The reads so far.
+    fn reads(&self) -> Vec<Value> {
+        let log = self.log();
+        let whole = &log[..log.rfind('\n').map_or(0, |end| end + 1)];
+        whole
+            .lines()
+            .filter(|line| line.starts_with('{'))
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+
+    /// Waits for the first read that is as wanted.
+    fn read_that(&self, what: &str, is_wanted: impl Fn(&Value) -> bool) -> Value {
+        eventually(what, TIMEOUT, || self.reads().into_iter().find(&is_wanted)).unwrap()
+    }
+}
+
+/// A bind mount, until it is dropped.
+struct Bound(PathBuf);
+
+impl Bound {
+    fn to(path: &Path, target: &Path) -> Self {
+        mount(Some(target), path, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+        Self(path.to_owned())
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+fn is_of(read: &Value, path: &str) -> bool {
+    read["path"] == path && read["offset"] == 0
+}
+
+fn has_steps(read: &Value) -> bool {
+    !read["steps"].as_array().unwrap().is_empty()
+}
+
+fn run(arguments: &[&str]) -> Output {
+    Command::new(interceptor_program().unwrap()).arg("trace").args(arguments).output().unwrap()
+}
+
+#[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
+fn each_read_of_a_tree_is_shown_with_what_it_waited_for() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = Cluster::builder().start().unwrap();
+    let content = Pattern::new(1).bytes(0, SIZE);
+    const FILE: &str = "/data/tree/inner/file";
+    for path in [FILE, "/data/tree-of-others/file"] {
+        cluster.filer().put(path, &content, "").unwrap();
+    }
+    // Or the kernel would read the file by itself.
+    let mount = Mount::builder(&cluster).filer_path("/data").arg("--no-passthrough").start().unwrap();
+    let mut trace = Trace::of(&mount.path().join("tree"));
+    let (file, of_others) = (mount.path().join("tree/inner/file"), mount.path().join("tree-of-others/file"));
+    reading::verify(&of_others, &content);
+    reading::verify(&file, &content);
+    let server = cluster.volume_servers()[0].address();
+    let fetched = trace.read_that("a read that was fetched", |read| is_of(read, FILE) && has_steps(read));
+    let steps = fetched["steps"].as_array().unwrap();
+    let is_request =
+        |step: &Value| step["source"] == "http" && step["server"] == *server && step["error"].is_null();
+    assert!(steps.iter().any(is_request), "{fetched}");
+    assert!(fetched["error"].is_null() && fetched["seconds"].as_f64().unwrap() > 0.0, "{fetched}");
+
+    reading::forget(&file).unwrap();
+    reading::verify(&file, &content);
+    trace.read_that("a read from memory", |read| is_of(read, FILE) && !has_steps(read));
+    let others = trace.reads().into_iter().filter(|read| !is_in_tree(read)).collect::<Vec<_>>();
+    assert!(others.is_empty(), "{others:?}");
+
+    trace.process.signal(Signal::SIGINT);
+    assert_eq!(trace.process.wait(TIMEOUT).unwrap().code(), Some(130));
+    assert!(trace.log().contains("answered from memory, 0 failed"), "{}", trace.log());
+}
+
+fn is_in_tree(read: &Value) -> bool {
+    read["path"].as_str().unwrap().starts_with("/data/tree/")
+}
+
+#[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
+fn links_and_bind_mounts_lead_to_the_file() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = Cluster::builder().start().unwrap();
+    let content = Pattern::new(2).bytes(0, SIZE);
+    cluster.filer().put("/tree/inner/file", &content, "").unwrap();
+    let mounted = Mount::builder(&cluster).arg("--no-passthrough").start().unwrap();
+    let home = tempfile::tempdir().unwrap();
+    let (link, bound) = (home.path().join("link"), home.path().join("bound"));
+    symlink(mounted.file("/tree"), &link).unwrap();
+    fs::create_dir(&bound).unwrap();
+    let bound_file = home.path().join("file");
+    fs::write(&bound_file, "").unwrap();
+    let _bound = [
+        Bound::to(&bound, &mounted.file("/tree/inner")),
+        Bound::to(&bound_file, &mounted.file("/tree/inner/file")),
+    ];
+    for path in [link.join("inner/../inner/file"), bound.clone(), bound.join("file"), bound_file] {
+        let trace = Trace::of(&path);
+        reading::forget(&mounted.file("/tree/inner/file")).unwrap();
+        reading::verify(&mounted.file("/tree/inner/file"), &content);
+        trace.read_that("a read", |read| is_of(read, "/tree/inner/file"));
+    }
+}
+
+#[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
+fn an_attached_path_is_followed_as_well() {
+    let Some(disk) = host::disk() else { return };
+    put_files(&disk.path());
+    let layer = Layer::over(&disk.path(), ["--read-cache", "on"]).unwrap();
+    let trace = Trace::of(&disk.path());
+    let file = disk.path().join("file-0");
+    // What was written a moment ago is not kept yet, and read from the file system below.
+    let followed = eventually("a read of the layer", TIMEOUT, || {
+        reading::forget(&file).unwrap();
+        assert!(fs::read(&file).unwrap() == content(0));
+        trace.reads().into_iter().find(|read| is_of(read, "/file-0"))
+    });
+    followed.unwrap();
+    drop(trace);
+    layer.detach().unwrap();
+}
+
+#[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
+fn it_ends_by_itself_and_says_what_cannot_be_followed() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = Cluster::builder().start().unwrap();
+    let mount = Mount::builder(&cluster).start().unwrap();
+    let path = mount.path().to_str().unwrap();
+    let ended = run(&["--for", "1s", path]);
+    let said = String::from_utf8(ended.stderr).unwrap();
+    assert!(ended.status.success() && said.contains("0 reads of 0 B"), "{said}");
+    assert!(ended.stdout.is_empty());
+
+    let missing = format!("{path}/missing");
+    for (arguments, told) in [
+        (&["--for", "1s", "/proc/version"][..], "/proc/version is not in a mount of interceptor"),
+        (&["--for", "1s", &missing], "No such file"),
+        (&["--for", "61m", path], "to 60m"),
+    ] {
+        let refused = run(arguments);
+        let said = String::from_utf8(refused.stderr).unwrap();
+        assert!(!refused.status.success() && said.contains(told), "{arguments:?}: {said}");
+    }
+}
