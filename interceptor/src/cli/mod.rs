@@ -167,9 +167,9 @@ Examples:
   interceptor reload /mnt/data
 
 Does what SIGHUP to the daemon does, and says what came of it: security.toml with the files that it names,
-the files of --status-token-file, --status-tls-cert and --status-tls-key, and log-level in the
-configuration file are read anew. A file that cannot be used changes nothing. Other options take
-`interceptor mount --restart`. Exits with 0 if everything was read, else with 1.";
+the files of --status-token-file, --status-tls-cert and --status-tls-key, and of a mount log-level in
+the configuration file are read anew. A file that cannot be used changes nothing. Other options take
+`interceptor mount --restart` or `attach --restart`. Exits with 0 if everything was read, else with 1.";
 
 const CONFIG_EXAMPLES: &str = "\
 Examples:

@@ -47,7 +47,7 @@ pub(super) struct TraceOptions {
     #[arg(value_hint = ValueHint::AnyPath)]
     path: PathBuf,
 
-    /// How long; Ctrl-C ends it earlier
+    /// How long, from 1s to 60m; Ctrl-C ends it earlier
     #[arg(long = "for", value_name = "TIME", default_value = "10s", value_parser = |text: &str| duration::within(text, TIMES))]
     time: Duration,
 
