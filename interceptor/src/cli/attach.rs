@@ -147,9 +147,7 @@ impl AttachOptions {
             keep_awake: self.keep_awake,
         }
     }
-}
 
-impl AttachOptions {
     /// Whether the options fit together. Returns how much memory the cache may take.
     pub(super) fn check(&self) -> Result<ByteSize, OptionError> {
         let cache_size = self.fetch.cache_size()?;

@@ -8,14 +8,12 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, ensure};
 use clap::{Args, ValueHint};
 use daemon::address;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 use super::mount_address::{address_in_time, mount_at};
 use crate::telemetry::access;
 use crate::telemetry::report::{API_VERSION, StatusReport};
-use crate::telemetry::tls::TLS_NEEDED;
+use crate::telemetry::tls::{TLS_NEEDED, certificates};
 
 /// The daemon answers from memory, or reports within three seconds what hangs. A daemon that takes
 /// longer than this is broken.
@@ -113,11 +111,8 @@ impl StatusClient {
         let roots = match &self.authorities {
             None => RootCerts::WebPki,
             Some(path) => {
-                let unusable = || format!("cannot use --status-tls-ca {}", path.display());
-                let read =
-                    CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-                let certificates = read.with_context(unusable)?;
-                ensure!(!certificates.is_empty(), "{}: there is no certificate in it", unusable());
+                let certificates = certificates(path)
+                    .map_err(|reason| anyhow!("cannot use --status-tls-ca {}: {reason}", path.display()))?;
                 let owned: Vec<_> =
                     certificates.iter().map(|der| Certificate::from_der(der).to_owned()).collect();
                 RootCerts::new_with_certs(&owned)

@@ -283,7 +283,12 @@ async fn serve(mut plan: MountPlan, supervisor: Arc<SupervisorLink>) -> anyhow::
         }
         // A predecessor that is stuck has it until its mount answers.
         PlacedStatus::Awaited(awaited) => {
-            let later = async move { serve_at(awaited.bind_when_free().await).1.await };
+            let later = async move {
+                match awaited.bind_when_free().await {
+                    Ok(server) => serve_at(server).1.await,
+                    Err(error) => tracing::error!("going without: {error}"),
+                }
+            };
             tokio::spawn(vital::task("status API", later));
             None
         }

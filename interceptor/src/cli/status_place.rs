@@ -40,7 +40,7 @@ pub(super) struct AwaitedAddress {
     pub(super) address: String,
     /// Whether another port of it does as well.
     pub(super) is_any: bool,
-    secrets: ApiSecrets,
+    pub(super) secrets: ApiSecrets,
 }
 
 impl StatusPlace {
@@ -71,13 +71,13 @@ impl StatusPlace {
 
 impl AwaitedAddress {
     /// Binds it, as soon as it is free.
-    pub(super) async fn bind_when_free(&self) -> StatusServer {
+    pub(super) async fn bind_when_free(&self) -> Result<StatusServer, BindError> {
         let mut interval = BIND_RETRY_INTERVAL;
         loop {
             interval = (interval * 2).min(MAX_BIND_RETRY_INTERVAL);
             match StatusServer::bind(&self.address, self.secrets.clone()).await {
-                Ok(server) => return server,
-                Err(_) => sleep(interval).await,
+                Err(error) if error.is_in_use() => sleep(interval).await,
+                bound => return bound,
             }
         }
     }
@@ -139,7 +139,7 @@ mod tests {
         };
         assert!(!awaited.is_any);
         drop(other);
-        assert_eq!(awaited.bind_when_free().await.address().to_string(), taken);
+        assert_eq!(awaited.bind_when_free().await.unwrap().address().to_string(), taken);
         assert!(matches!(place("none").bind(ApiSecrets::default()).await, Ok(PlacedStatus::Nowhere)));
     }
 }

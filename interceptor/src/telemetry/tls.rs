@@ -70,6 +70,17 @@ pub enum CertificateError {
     },
 }
 
+/// The certificates in a PEM file, one at least.
+///
+/// # Errors
+/// Why there are none.
+pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let text = settings_file::read(path).map_err(|error| error.to_string())?;
+    let certificates = CertificateDer::pem_slice_iter(text.as_bytes()).collect::<Result<Vec<_>, _>>();
+    let certificates = certificates.map_err(|error| error.to_string())?;
+    if certificates.is_empty() { Err("there is no certificate in it".into()) } else { Ok(certificates) }
+}
+
 /// The certificate that the status API shows. All copies are renewed together.
 #[derive(Clone)]
 pub struct StatusCertificate(Arc<CurrentCertificate>);
@@ -88,14 +99,7 @@ impl StatusCertificate {
             path: path.to_owned(),
             reason,
         };
-        let text = settings_file::read(certificate)
-            .map_err(|error| failed("cert", certificate, error.to_string()))?;
-        let chain = CertificateDer::pem_slice_iter(text.as_bytes())
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| failed("cert", certificate, error.to_string()))?;
-        if chain.is_empty() {
-            return Err(failed("cert", certificate, "there is no certificate in it".into()));
-        }
+        let chain = certificates(certificate).map_err(|reason| failed("cert", certificate, reason))?;
         let failed = |reason| failed("key", key, reason);
         let text = settings_file::read(key).map_err(|error| failed(error.to_string()))?;
         if text.contains("ENCRYPTED") {

@@ -50,17 +50,11 @@ impl StatusApi {
     pub(super) async fn take_over(&mut self, status: &Arc<Status>, jobs: &Arc<JobRegistry>) {
         let Self::Waiting(awaited) = self else { return };
         let bound = match timeout(ADDRESS_RELEASE_TIMEOUT, awaited.bind_when_free()).await {
-            Ok(server) => Some(server),
-            Err(_) if awaited.is_any => {
-                let elsewhere = awaited.bind_elsewhere().await;
-                elsewhere.inspect_err(|error| tracing::warn!("going without: {error}")).ok()
-            }
-            Err(_) => {
-                let address = &awaited.address;
-                tracing::warn!("{address} stays in use: going without the status API (--status-addr)");
-                None
-            }
+            Ok(bound) => bound,
+            Err(_) if awaited.is_any => awaited.bind_elsewhere().await,
+            Err(_) => StatusServer::bind(&awaited.address, awaited.secrets.clone()).await,
         };
+        let bound = bound.inspect_err(|error| tracing::warn!("going without: {error}")).ok();
         *self = bound.map_or(Self::Nowhere, |server| Self::serve(server, status, jobs));
     }
 
