@@ -9,6 +9,10 @@ use tempfile::TempDir;
 
 use crate::eventually;
 
+const PROMPT: &str = "$";
+/// How long a shell may take to begin.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// A terminal. It ends with this value, and whatever runs in it.
 #[derive(Debug)]
 pub struct Terminal {
@@ -16,10 +20,10 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    /// A terminal of so many columns and lines, with a prompt.
+    /// A terminal of so many columns and lines, whose shell waits for a command.
     ///
     /// # Errors
-    /// When there is no tmux.
+    /// When there is no tmux, or its shell does not begin.
     pub fn open(columns: u16, lines: u16) -> anyhow::Result<Terminal> {
         let home = tempfile::Builder::new().prefix("interceptor-terminal-").tempdir()?;
         let terminal = Terminal { home };
@@ -31,8 +35,9 @@ impl Terminal {
             &size[0],
             "-y",
             &size[1],
-            "env PS1='$ ' LANG=C.UTF-8 sh",
+            &format!("env PS1='{PROMPT} ' LANG=C.UTF-8 sh"),
         ])?;
+        terminal.wait_until("a prompt", START_TIMEOUT, is_at_prompt)?;
         Ok(terminal)
     }
 
@@ -113,6 +118,13 @@ impl Drop for Terminal {
     fn drop(&mut self) {
         let _ = self.tmux(&["kill-server"]);
     }
+}
+
+/// Whether the shell waits for a command. What is typed before that is echoed by the terminal
+/// amid what the command of before still prints.
+#[must_use]
+pub fn is_at_prompt(screen: &str) -> bool {
+    screen.trim_end().lines().last().is_some_and(|line| line.trim_end() == PROMPT)
 }
 
 /// A word of a shell's that means the path as it is.

@@ -88,17 +88,19 @@ fn a_terminal_shows_the_mount_live_and_is_left_clean() {
 
 /// The screen from before is back, keys are shown as they are typed, and the cursor is seen.
 fn is_clean(terminal: &Terminal) {
-    let back = |screen: &str| screen.contains("before") && !screen.contains("q quit");
+    let back = |screen: &str| screen.contains("before") && terminal::is_at_prompt(screen);
     terminal.wait_until("the screen from before", WAIT_TIMEOUT, back).unwrap();
     assert_eq!(terminal.variable("alternate_on").unwrap(), "0");
     assert_eq!(terminal.variable("cursor_flag").unwrap(), "1");
     terminal.type_text("stty -a | grep -ow -e '-*icanon' -e '-*echo'; echo code $?").unwrap();
     terminal.press("Enter").unwrap();
-    let told =
-        terminal.wait_until("an answer of stty", WAIT_TIMEOUT, |screen| screen.contains("code 0")).unwrap();
+    let answered = |screen: &str| screen.contains("code 0") && terminal::is_at_prompt(screen);
+    let told = terminal.wait_until("an answer of stty", WAIT_TIMEOUT, answered).unwrap();
     assert!(!told.contains("-icanon\n") && !told.contains("-echo\n"), "{told}");
     terminal.type_text("clear; echo before").unwrap();
     terminal.press("Enter").unwrap();
+    let cleared = |screen: &str| screen.starts_with("before") && terminal::is_at_prompt(screen);
+    terminal.wait_until("an empty screen", WAIT_TIMEOUT, cleared).unwrap();
 }
 
 #[test]
