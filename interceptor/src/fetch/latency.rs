@@ -7,6 +7,10 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
+use crate::telemetry::health::RecentLatency;
+
 /// Latencies that are kept for each size class. Above the 95th percentile are six of them, enough
 /// that one slow moment does not decide.
 const MAX_SAMPLES: usize = 128;
@@ -23,6 +27,8 @@ const MIN_HEDGE_DELAY: Duration = Duration::from_millis(10);
 const MAX_HEDGE_DELAY: Duration = Duration::from_secs(1);
 /// When a request is late while too few latencies are known.
 const DEFAULT_HEDGE_DELAY: Duration = Duration::from_millis(100);
+/// Latencies older than this say nothing of how the server does now.
+const RECENT: Duration = Duration::from_secs(60);
 
 /// The latencies of one server, from a request to the first byte of its response.
 #[derive(Debug, Default)]
@@ -32,8 +38,8 @@ pub(super) struct LatencyTracker {
 
 #[derive(Debug, Default)]
 struct LatencyWindow {
-    /// A ring buffer, not sorted.
-    samples: Vec<Duration>,
+    /// A ring buffer: when each was recorded, and the latency.
+    samples: Vec<(Instant, Duration)>,
     /// How many samples were ever recorded.
     count: usize,
     p95: Option<Duration>,
@@ -51,19 +57,34 @@ impl LatencyTracker {
         let p95 = self.classes[size_class(bytes)].p95;
         p95.map_or(DEFAULT_HEDGE_DELAY, |p95| p95.clamp(MIN_HEDGE_DELAY, MAX_HEDGE_DELAY))
     }
+
+    /// The latencies of the last minute before `now`, of all sizes; `None` if there are none.
+    pub(super) fn recent(&self, now: Instant) -> Option<RecentLatency> {
+        let samples = self.classes.iter().flat_map(|class| &class.samples);
+        let recent = samples.filter(|(at, _)| now.saturating_duration_since(*at) < RECENT);
+        let mut latencies: Vec<Duration> = recent.map(|(_, latency)| *latency).collect();
+        latencies.sort_unstable();
+        let percentile = |part: usize| latencies.get(latencies.len() * part / 100);
+        Some(RecentLatency {
+            requests: latencies.len() as u64,
+            p50_seconds: percentile(50)?.as_secs_f64(),
+            p99_seconds: percentile(99)?.as_secs_f64(),
+        })
+    }
 }
 
 impl LatencyWindow {
     fn record(&mut self, time: Duration) {
+        let sample = (Instant::now(), time);
         if self.samples.len() < MAX_SAMPLES {
-            self.samples.push(time);
+            self.samples.push(sample);
         } else {
-            self.samples[self.count % MAX_SAMPLES] = time;
+            self.samples[self.count % MAX_SAMPLES] = sample;
         }
         self.count += 1;
         let is_due = self.count > MIN_SAMPLES && self.count.is_multiple_of(RECOMPUTE_INTERVAL);
         if self.count == MIN_SAMPLES || is_due {
-            let mut sorted = self.samples.clone();
+            let mut sorted: Vec<Duration> = self.samples.iter().map(|(_, latency)| *latency).collect();
             let rank = sorted.len() * 95 / 100;
             self.p95 = Some(*sorted.select_nth_unstable(rank).1);
         }
@@ -77,6 +98,18 @@ fn size_class(bytes: u64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn recent_latencies_are_of_the_last_minute() {
+        let mut latency = LatencyTracker::default();
+        assert_eq!(latency.recent(Instant::now()), None);
+        for i in 1..=100 {
+            latency.record(if i % 2 == 0 { 1 } else { 1 << 30 }, ms(i));
+        }
+        let recent = latency.recent(Instant::now()).unwrap();
+        assert_eq!(recent, RecentLatency { requests: 100, p50_seconds: 0.051, p99_seconds: 0.1 });
+        assert_eq!(latency.recent(Instant::now() + RECENT), None);
+    }
 
     const fn ms(ms: u64) -> Duration {
         Duration::from_millis(ms)

@@ -192,6 +192,7 @@ impl ServerState {
             keeps_readers_waiting: self.is_unresponsive(),
             requests,
             waiting,
+            latency: self.latency.lock().recent(Instant::now()),
             last_error: self.last_error.latest(),
             engine,
         }

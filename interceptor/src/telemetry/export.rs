@@ -15,7 +15,8 @@ use super::metrics::{
     CacheUsage, DiskCacheUsage, KernelEventKind, Levels, Metrics, OpenMode, Outcome, ResidentFiles, Source,
     Totals, Trigger,
 };
-use super::ratios::TimeSaved;
+use super::ratios::{TimeSaved, origin_bytes_saved};
+use super::report::percentile;
 use super::shard::FlowTotal;
 use super::slow_reads::SlowReads;
 use super::status::MountIdentity;
@@ -47,7 +48,13 @@ pub fn exposition(metrics: &Metrics, identity: &MountIdentity, is_ready: bool) -
         self::kernel(&mut out, counts, &totals);
     }
     levels(&mut out, &metrics.levels());
-    hit_ratios(&mut out, metrics);
+    windows(&mut out, metrics);
+    out.family(
+        "interceptor_origin_saved_bytes",
+        "gauge",
+        "Bytes read by applications without those fetched from servers or the mount below; below zero: more was fetched.",
+    )
+    .sample(&[], origin_bytes_saved(&totals, kernel.as_ref()) as f64);
     time_saved(&mut out, &TimeSaved::new(&totals, kernel.as_ref()));
     if let Some(filers) = metrics.filers() {
         self::filers(&mut out, &filers);
@@ -58,24 +65,35 @@ pub fn exposition(metrics: &Metrics, identity: &MountIdentity, is_ready: bool) -
     out
 }
 
-fn hit_ratios(out: &mut Exposition, metrics: &Metrics) {
-    let windows = metrics.hit_ratios(Instant::now());
+fn windows(out: &mut Exposition, metrics: &Metrics) {
+    let windows = metrics.window_reads(Instant::now());
     out.family(
         "interceptor_cache_hit_ratio",
         "gauge",
         "Of the bytes that reads asked of the daemon, the part answered from memory; NaN without reads.",
     );
-    for (window, ratios) in windows {
-        out.sample(&[("window", window)], ratios.cache.unwrap_or(f64::NAN));
+    for (window, reads) in &windows {
+        out.sample(&[("window", *window)], reads.hit_ratios.cache.unwrap_or(f64::NAN));
     }
     out.family(
         "interceptor_hit_ratio",
         "gauge",
         "Of the bytes that reached a layer, the part that it had; NaN without reads or where it is not seen.",
     );
-    for (window, ratios) in windows {
-        for (layer, ratio) in ratios.by_layer() {
-            out.sample(&[("layer", layer), ("window", window)], ratio.unwrap_or(f64::NAN));
+    for (window, reads) in &windows {
+        for (layer, ratio) in reads.hit_ratios.by_layer() {
+            out.sample(&[("layer", layer), ("window", *window)], ratio.unwrap_or(f64::NAN));
+        }
+    }
+    out.family(
+        "interceptor_read_wait_seconds",
+        "gauge",
+        "How long applications waited for reads that reached the daemon, at most; exact to a factor of two, NaN without reads.",
+    );
+    for (window, reads) in &windows {
+        for (quantile, part) in [("0.5", 0.5), ("0.99", 0.99)] {
+            let seconds = percentile(&reads.waits, part).unwrap_or(f64::NAN);
+            out.sample(&[("quantile", quantile), ("window", *window)], seconds);
         }
     }
 }

@@ -52,10 +52,25 @@ pub struct VolumeServerHealth {
     pub requests: u64,
     /// Requests that are queued for it.
     pub waiting: u64,
+    /// How fast it was within the last minute; `null` if it was not asked.
+    #[serde(default)]
+    pub latency: Option<RecentLatency>,
     /// The last failure, if there was one.
     pub last_error: Option<ErrorRecord>,
     /// The engine beside it; `null` if no engine may be used.
     pub engine: Option<EngineHealth>,
+}
+
+/// How long a server took to begin its answers, of the last requests within the last minute: at
+/// most 128 of each of three sizes.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct RecentLatency {
+    /// The number of requests.
+    pub requests: u64,
+    /// Half of them took no longer than this, seconds.
+    pub p50_seconds: f64,
+    /// 99 % of them took no longer than this, seconds.
+    pub p99_seconds: f64,
 }
 
 /// An engine beside a volume server.

@@ -45,6 +45,11 @@ impl Source {
         !matches!(self, Source::Cache)
     }
 
+    /// Whether its bytes come from servers, or from the mount below, and not from a cache here.
+    pub const fn is_elsewhere(self) -> bool {
+        !matches!(self, Source::Cache | Source::Disk)
+    }
+
     /// Whether its bytes are in the daemon's memory: a cache hit.
     pub const fn is_memory(self) -> bool {
         matches!(self, Source::Cache)

@@ -5,7 +5,7 @@
 //! lock, so that their reasons need no list here. Levels (cache usage, nodes) are gauges: their
 //! owner is asked on demand.
 //!
-//! [`Metrics::totals`], [`Metrics::levels`] and [`Metrics::hit_ratios`] return the values, for
+//! [`Metrics::totals`], [`Metrics::levels`] and [`Metrics::window_reads`] return the values, for
 //! Prometheus ([`super::export`]) and the status API.
 
 use std::collections::BTreeMap;
@@ -20,11 +20,11 @@ use serde::{Deserialize, Serialize};
 use super::health::{FilerHealth, VolumeServerHealth};
 use super::kernel::KernelCounts;
 pub use super::labels::{KernelEventKind, OpenMode, Outcome, Source, Trigger};
-use super::ratios::{AnsweredBytes, HitRatios};
+use super::ratios::AnsweredBytes;
 use super::shard::{FlowCounter, Sharded};
 use super::slow_reads::SlowReads;
 pub use super::totals::Totals;
-use super::window::{WINDOWS, WindowSamples};
+use super::window::{ReadSample, WINDOWS, WindowReads, WindowSamples};
 
 /// The usage of the cache, in bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -361,18 +361,24 @@ impl Metrics {
         totals
     }
 
-    /// Samples the counters for the hit ratios. Must be called every [`super::window::TICK`], or
-    /// the ratios cover more than their windows.
+    /// Samples the counters for the windows. Must be called every [`super::window::TICK`], or the
+    /// figures cover more than their windows.
     pub fn tick(&self, now: Instant) {
-        let answered = AnsweredBytes::new(&self.totals(), self.kernel().as_ref());
-        self.window_samples.lock().take(now, answered);
+        let sample = self.read_sample();
+        self.window_samples.lock().take(now, sample);
     }
 
-    /// The hit ratios within each of [`WINDOWS`].
-    pub fn hit_ratios(&self, now: Instant) -> [(&'static str, HitRatios); WINDOWS.len()] {
-        let answered = AnsweredBytes::new(&self.totals(), self.kernel().as_ref());
+    /// The reads within each of [`WINDOWS`].
+    pub fn window_reads(&self, now: Instant) -> [(&'static str, WindowReads); WINDOWS.len()] {
+        let sample = self.read_sample();
         let window_samples = self.window_samples.lock();
-        WINDOWS.map(|(name, window)| (name, window_samples.ratios(now, answered, window)))
+        WINDOWS.map(|(name, window)| (name, window_samples.reads(now, &sample, window)))
+    }
+
+    fn read_sample(&self) -> ReadSample {
+        let totals = self.totals();
+        let answered = AnsweredBytes::new(&totals, self.kernel().as_ref());
+        ReadSample { answered, waits: totals.all_reads() }
     }
 }
 
@@ -416,7 +422,8 @@ mod tests {
             [(0, 0), (1, 3_000_000)]
         );
         assert_eq!(totals.prefetched, [[0, 0], [0, 7], [0, 0], [0, 0], [0, 0], [0, 0], [0, 0], [0, 0]]);
-        let ratios = metrics.hit_ratios(Instant::now()).map(|(window, ratios)| (window, ratios.cache));
+        let ratios =
+            metrics.window_reads(Instant::now()).map(|(window, reads)| (window, reads.hit_ratios.cache));
         assert_eq!(ratios, [("1m", Some(0.75)), ("10m", Some(0.75))]);
     }
 
@@ -427,7 +434,8 @@ mod tests {
         let now = Instant::now();
         metrics.tick(now);
         metrics.read(Source::Cache, 100, Duration::ZERO);
-        let ratios = metrics.hit_ratios(now + WINDOWS[0].1).map(|(window, ratios)| (window, ratios.cache));
+        let ratios =
+            metrics.window_reads(now + WINDOWS[0].1).map(|(window, reads)| (window, reads.hit_ratios.cache));
         assert_eq!(ratios, [("1m", Some(1.0)), ("10m", Some(0.5))]);
     }
 

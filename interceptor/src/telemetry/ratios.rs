@@ -1,5 +1,5 @@
-//! Hit ratios of the layers that can answer a read from memory, and the time that the cache has
-//! saved. Metrics, status and dashboard all show these figures.
+//! Hit ratios of the layers that can answer a read from memory, and the time and the bytes that
+//! the caches have saved. Metrics, status and dashboard all show these figures.
 //!
 //! ```text
 //!  bytes read ──► page cache ──► misses: requests to the daemon ──► cache ──► misses: fetches
@@ -143,6 +143,17 @@ impl TimeSaved {
     }
 }
 
+/// Bytes that applications have read, without those that were fetched for them from servers or from
+/// the mount below. Below zero where more was fetched than read. Without eBPF the page cache's part
+/// is not known and missing.
+pub(super) fn origin_bytes_saved(totals: &Totals, kernel: Option<&KernelCounts>) -> i64 {
+    let AnsweredBytes { daemon, kernel, .. } = AnsweredBytes::new(totals, kernel);
+    let read = daemon + kernel.map_or(0, |kernel| kernel.page_cache + kernel.resident.unwrap_or(0));
+    let fetches = Source::ALL.iter().zip(&totals.fetches);
+    let fetched: u64 = fetches.filter(|(source, _)| source.is_elsewhere()).map(|(_, flow)| flow.bytes).sum();
+    read.cast_signed() - fetched.cast_signed()
+}
+
 fn ratio(part: u64, all: u64) -> Option<f64> {
     (all > 0).then(|| (part as f64 / all as f64).min(1.0))
 }
@@ -182,6 +193,18 @@ mod tests {
         metrics.read(Source::Cache, 1, Duration::ZERO);
         let ratios = AnsweredBytes::new(&metrics.totals(), None).hit_ratios();
         assert_eq!(ratios, HitRatios { cache: Some(1.0), ..HitRatios::default() });
+    }
+
+    #[test]
+    fn bytes_saved_are_those_that_no_server_was_asked_for() {
+        let metrics = Metrics::new();
+        metrics.fetch(Source::Http, 100, Duration::ZERO);
+        metrics.fetch(Source::Disk, 50, Duration::ZERO);
+        assert_eq!(origin_bytes_saved(&metrics.totals(), None), -100, "read ahead, and not read yet");
+        metrics.read(Source::Http, 100, Duration::ZERO);
+        metrics.read(Source::Cache, 30, Duration::ZERO);
+        assert_eq!(origin_bytes_saved(&metrics.totals(), None), 30);
+        assert_eq!(origin_bytes_saved(&metrics.totals(), Some(&kernel_counts(9, 4, 2))), 36);
     }
 
     #[test]

@@ -69,6 +69,14 @@ pub struct StatusReport {
     /// The hit ratios of every layer, by window.
     #[serde(default)]
     pub hit_ratios: BTreeMap<String, HitRatios>,
+    /// Reads that reached the daemon within each window, of all sources, with the time that
+    /// applications waited for them.
+    #[serde(default)]
+    pub read_waits: BTreeMap<String, FlowReport>,
+    /// Bytes that applications have read, without those that were fetched from servers or from the
+    /// mount below since the start. Below zero where more was fetched than read.
+    #[serde(default)]
+    pub origin_bytes_saved: i64,
     /// An estimate of the time that the cache has saved.
     #[serde(default)]
     pub time_saved: TimeSaved,

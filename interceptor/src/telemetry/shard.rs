@@ -120,6 +120,15 @@ impl FlowTotal {
         since
     }
 
+    /// Adds the operations of `other`.
+    pub(super) fn merge(&mut self, other: &Self) {
+        for (total, bucket) in self.buckets.iter_mut().zip(other.buckets) {
+            *total += bucket;
+        }
+        self.bytes += other.bytes;
+        self.nanos = self.nanos.wrapping_add(other.nanos);
+    }
+
     pub(super) fn add(&mut self, flow: &FlowCounter) {
         for (total, bucket) in self.buckets.iter_mut().zip(&flow.buckets) {
             *total += bucket.load(Relaxed);

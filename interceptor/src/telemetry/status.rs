@@ -19,12 +19,13 @@ use super::history::bytes_by_source;
 use super::kernel::CapabilityReport;
 use super::metrics::{Gauge, Metrics, Outcome, Source, Trigger};
 use super::miss_ratio::MissRatioCurve;
-use super::ratios::TimeSaved;
+use super::ratios::{TimeSaved, origin_bytes_saved};
 use super::report::{
     API_VERSION, ApiAccess, Fallbacks, FetchErrors, FlowReport, Hedges, KernelReport, LostAbility,
     Prefetched, StatusReport, Subscription, Verdict,
 };
 use super::verdict::verdict;
+use super::window::WindowReads;
 
 /// A readiness check that takes longer has failed. Longer than a mount takes to answer `statfs` by
 /// itself when the filer does not answer.
@@ -221,7 +222,7 @@ impl Status {
             )
         };
         let current_filer = filers.iter().find(|filer| filer.is_current).map(|filer| filer.address.clone());
-        let hit_ratios = self.metrics.hit_ratios(Instant::now());
+        let windows = self.metrics.window_reads(Instant::now());
         subscription.changes = self.changes.load(Relaxed);
         if let Some(live) = levels.subscription_live {
             subscription.live = live;
@@ -233,6 +234,12 @@ impl Status {
             outcome: outcome.label().to_owned(),
             bytes: totals.prefetched[trigger as usize][outcome as usize],
         };
+        fn each_window<T>(
+            windows: &[(&'static str, WindowReads)],
+            figure: impl Fn(&WindowReads) -> T,
+        ) -> BTreeMap<String, T> {
+            windows.iter().map(|(window, reads)| ((*window).to_owned(), figure(reads))).collect()
+        }
         let mut report = StatusReport {
             api_version: API_VERSION,
             verdict: Verdict::default(),
@@ -258,8 +265,10 @@ impl Status {
                 .into_iter()
                 .map(|(source, bytes)| (source.to_owned(), bytes))
                 .collect(),
-            hit_ratio: hit_ratios.map(|(window, ratios)| (window.to_owned(), ratios.cache)).into(),
-            hit_ratios: hit_ratios.map(|(window, ratios)| (window.to_owned(), ratios)).into(),
+            hit_ratio: each_window(&windows, |reads| reads.hit_ratios.cache),
+            hit_ratios: each_window(&windows, |reads| reads.hit_ratios),
+            read_waits: each_window(&windows, |reads| FlowReport::from(&reads.waits)),
+            origin_bytes_saved: origin_bytes_saved(&totals, kernel.as_ref()),
             time_saved: TimeSaved::new(&totals, kernel.as_ref()),
             prefetch: Trigger::ALL
                 .into_iter()

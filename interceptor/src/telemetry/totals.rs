@@ -37,3 +37,12 @@ pub struct Totals {
     /// Fetches whose bytes failed an integrity check.
     pub integrity_failures: BTreeMap<Source, u64>,
 }
+
+impl Totals {
+    /// Reads that reached the daemon, of all sources.
+    pub(super) fn all_reads(&self) -> FlowTotal {
+        let mut all = FlowTotal::default();
+        self.reads.iter().for_each(|flow| all.merge(flow));
+        all
+    }
+}

@@ -4,11 +4,11 @@
 //! of the status document, so it never contradicts the figures below it.
 
 use std::collections::BTreeMap;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use daemon::size::ByteSize;
 
-use super::health::EngineState;
+use super::health::{EngineState, RecentLatency};
 use super::report::{Severity, StatusReport, Verdict, VerdictFinding};
 use super::slow_reads::MAX_KEPT;
 
@@ -20,6 +20,13 @@ const RECENT_SECONDS: f64 = 60.0;
 const MIN_CACHE_GAIN: f64 = 0.2;
 /// How much larger that cache may be.
 const CACHE_GROWTH: u64 = 4;
+/// A volume server that takes longer than this for half of its answers may be called slow: a disk
+/// that seeks takes less.
+const MIN_SLOW_LATENCY: f64 = 0.03;
+/// How many times slower than the others it is then.
+const SLOW_FACTOR: f64 = 4.0;
+/// Recent requests to a server without which it is not judged.
+const MIN_REQUESTS: u64 = 8;
 /// Sampled reads without which no cache is recommended.
 const MIN_SAMPLED_READS: u64 = 1000;
 
@@ -85,6 +92,7 @@ fn servers(report: &StatusReport, add: &mut impl FnMut(Severity, String, &str)) 
             EngineState::Connected | EngineState::Absent => {}
         }
     }
+    slow_servers(report, add);
     let filers = &report.health.filers;
     if !filers.is_empty() && filers.iter().all(|filer| filer.is_silent) {
         add(Severity::Bad, "no filer answers".to_owned(), "What is not known yet cannot be found or opened.");
@@ -107,6 +115,32 @@ fn servers(report: &StatusReport, add: &mut impl FnMut(Severity, String, &str)) 
             format!("{damaged} fetches were refused as damaged since the start"),
             "Readers got other copies, or errors; the log names the servers.",
         );
+    }
+}
+
+/// Names volume servers that are much slower than the others. With a single one, reads that were
+/// slow tell of it.
+fn slow_servers(report: &StatusReport, add: &mut impl FnMut(Severity, String, &str)) {
+    let servers = report.health.volume_servers.iter().filter(|server| !server.is_silent);
+    let mut known: Vec<(&str, RecentLatency)> = servers
+        .filter_map(|server| Some((server.address.as_str(), server.latency?)))
+        .filter(|(_, latency)| latency.requests >= MIN_REQUESTS)
+        .collect();
+    known.sort_by(|a, b| a.1.p50_seconds.total_cmp(&b.1.p50_seconds));
+    let Some((_, usual)) = known.get(known.len().saturating_sub(1) / 2).copied() else { return };
+    for (address, RecentLatency { p50_seconds, p99_seconds, .. }) in known {
+        if p50_seconds >= MIN_SLOW_LATENCY && p50_seconds >= SLOW_FACTOR * usual.p50_seconds {
+            let [half, most, usual] =
+                [p50_seconds, p99_seconds, usual.p50_seconds].map(Duration::from_secs_f64);
+            add(
+                Severity::Degraded,
+                format!("volume server {address} is slow: p99 {most:.0?}"),
+                &format!(
+                    "Half of its answers take {half:.0?} or more to begin, those of others {usual:.1?}; look at its \
+                     load, its disks and the network to it."
+                ),
+            );
+        }
     }
 }
 
@@ -195,6 +229,7 @@ mod tests {
             keeps_readers_waiting: false,
             requests: 0,
             waiting: 0,
+            latency: None,
             last_error: None,
             engine: None,
         }
@@ -269,6 +304,31 @@ mod tests {
         let (severity, text) = verdict(|report| report.slow_reads = vec![slow(NOW, "a:1", 6.0, Some("EIO"))]);
         assert_eq!(severity, Severity::Bad);
         assert!(text.contains("one read was slow in the last minute, 1 of them failed"), "{text}");
+    }
+
+    #[test]
+    fn a_server_much_slower_than_the_others_is_named() {
+        let with = |medians: &[f64], requests| {
+            let server = |(index, p50_seconds): (usize, &f64)| VolumeServerHealth {
+                latency: Some(RecentLatency { requests, p50_seconds: *p50_seconds, p99_seconds: 0.3 }),
+                ..server(["a:1", "b:1", "c:1"][index])
+            };
+            let servers: Vec<_> = medians.iter().enumerate().map(server).collect();
+            verdict(|report| report.health.volume_servers = servers)
+        };
+        let (severity, text) = with(&[0.002, 0.2, 0.003], 20);
+        assert_eq!(severity, Severity::Degraded);
+        assert!(text.ends_with("; volume server b:1 is slow: p99 300ms"), "{text}");
+        assert!(with(&[0.2, 0.002], 20).1.contains("volume server a:1 is slow"));
+        for (medians, requests) in [
+            (&[0.002, 0.2, 0.003][..], MIN_REQUESTS - 1),
+            (&[0.2, 0.2, 0.2], 20),
+            (&[0.0001, 0.002, 0.0001], 20),
+            (&[0.2], 20),
+            (&[], 20),
+        ] {
+            assert_eq!(with(medians, requests).0, Severity::Good, "{medians:?}");
+        }
     }
 
     #[test]

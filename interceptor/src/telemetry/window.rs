@@ -1,13 +1,14 @@
-//! Hit ratios over sliding windows, from counters that only grow.
+//! Hit ratios and waits of reads over sliding windows, from counters that only grow.
 //!
-//! A task samples the counters every [`TICK`]. The ratio of a window is that of the bytes added
-//! since the newest sample that is at least as old as the window, or since the oldest sample
-//! while the daemon is younger than the window.
+//! A task samples the counters every [`TICK`]. A window's figures are of the reads counted since
+//! the newest sample that is at least as old as the window, or since the oldest sample while the
+//! daemon is younger than the window.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::ratios::{AnsweredBytes, HitRatios};
+use super::shard::FlowTotal;
 
 /// The interval between samples.
 pub const TICK: Duration = Duration::from_secs(5);
@@ -16,18 +17,36 @@ pub const TICK: Duration = Duration::from_secs(5);
 pub const WINDOWS: [(&str, Duration); 2] =
     [("1m", Duration::from_secs(60)), ("10m", Duration::from_secs(600))];
 
+/// The counters of reads at one moment.
+#[derive(Debug, Clone, Default)]
+pub(super) struct ReadSample {
+    /// Bytes by the layer that answered.
+    pub(super) answered: AnsweredBytes,
+    /// Reads that reached the daemon, of all sources.
+    pub(super) waits: FlowTotal,
+}
+
+/// The reads within a window.
+#[derive(Debug, Clone, Default)]
+pub struct WindowReads {
+    /// Their hit ratios.
+    pub hit_ratios: HitRatios,
+    /// Those that reached the daemon, with the time until their answer.
+    pub waits: FlowTotal,
+}
+
 /// The samples of the counters, oldest first.
 #[derive(Debug)]
-pub(super) struct WindowSamples(VecDeque<(Instant, AnsweredBytes)>);
+pub(super) struct WindowSamples(VecDeque<(Instant, ReadSample)>);
 
 impl WindowSamples {
     /// Starts at `now`, before anything was read.
     pub(super) fn new(now: Instant) -> Self {
-        Self([(now, AnsweredBytes::default())].into())
+        Self([(now, ReadSample::default())].into())
     }
 
-    pub(super) fn take(&mut self, now: Instant, answered: AnsweredBytes) {
-        self.0.push_back((now, answered));
+    pub(super) fn take(&mut self, now: Instant, sample: ReadSample) {
+        self.0.push_back((now, sample));
         let longest = WINDOWS[WINDOWS.len() - 1].1;
         // The oldest sample is needed only while the second-oldest is too young for the longest
         // window.
@@ -36,11 +55,15 @@ impl WindowSamples {
         }
     }
 
-    /// The hit ratios of the bytes read in the window.
-    pub(super) fn ratios(&self, now: Instant, answered: AnsweredBytes, window: Duration) -> HitRatios {
-        let aged = |(at, _): &&(Instant, AnsweredBytes)| now.duration_since(*at) >= window;
+    /// The reads of the `window` before `now`, when the counters are at `sample`.
+    pub(super) fn reads(&self, now: Instant, sample: &ReadSample, window: Duration) -> WindowReads {
+        let aged = |(at, _): &&(Instant, ReadSample)| now.duration_since(*at) >= window;
         let start = self.0.iter().rev().find(aged).or(self.0.front());
-        answered.since(&start.map(|(_, since)| *since).unwrap_or_default()).hit_ratios()
+        let since = start.map(|(_, since)| since.clone()).unwrap_or_default();
+        WindowReads {
+            hit_ratios: sample.answered.since(&since.answered).hit_ratios(),
+            waits: sample.waits.since(&since.waits),
+        }
     }
 }
 
@@ -51,21 +74,26 @@ mod tests {
     const MINUTE: Duration = WINDOWS[0].1;
     const TEN_MINUTES: Duration = WINDOWS[1].1;
 
-    fn answered(cache: u64, daemon: u64) -> AnsweredBytes {
-        AnsweredBytes { cache, daemon, kernel: None }
+    fn answered(cache: u64, daemon: u64) -> ReadSample {
+        let answered = AnsweredBytes { cache, daemon, kernel: None };
+        ReadSample { answered, waits: FlowTotal { bytes: daemon, ..FlowTotal::default() } }
+    }
+
+    fn ratios(samples: &WindowSamples, now: Instant, sample: &ReadSample, window: Duration) -> HitRatios {
+        samples.reads(now, sample, window).hit_ratios
     }
 
     #[test]
     fn without_reads_there_is_no_ratio() {
         let start = Instant::now();
-        assert_eq!(WindowSamples::new(start).ratios(start, answered(0, 0), MINUTE), HitRatios::default());
+        assert_eq!(ratios(&WindowSamples::new(start), start, &answered(0, 0), MINUTE), HitRatios::default());
     }
 
     #[test]
     fn a_young_daemon_counts_from_its_start() {
         let start = Instant::now();
         let samples = WindowSamples::new(start);
-        assert_eq!(samples.ratios(start + TICK, answered(1, 4), TEN_MINUTES).cache, Some(0.25));
+        assert_eq!(ratios(&samples, start + TICK, &answered(1, 4), TEN_MINUTES).cache, Some(0.25));
     }
 
     #[test]
@@ -76,17 +104,19 @@ mod tests {
         let (mut now, mut so_far) = (start, answered(0, 0));
         for _ in 0..120 {
             now += TICK;
-            so_far.daemon += 100;
-            samples.take(now, so_far);
+            so_far.answered.daemon += 100;
+            samples.take(now, so_far.clone());
         }
         for _ in 0..12 {
             now += TICK;
-            so_far.daemon += 100;
-            so_far.cache += 100;
-            samples.take(now, so_far);
+            so_far.answered.daemon += 100;
+            so_far.answered.cache += 100;
+            so_far.waits.bytes += 100;
+            samples.take(now, so_far.clone());
         }
-        assert_eq!(samples.ratios(now, so_far, MINUTE).cache, Some(1.0));
-        assert_eq!(samples.ratios(now, so_far, TEN_MINUTES).cache, Some(0.1));
+        assert_eq!(ratios(&samples, now, &so_far, MINUTE).cache, Some(1.0));
+        assert_eq!(ratios(&samples, now, &so_far, TEN_MINUTES).cache, Some(0.1));
+        assert_eq!(samples.reads(now, &so_far, MINUTE).waits.bytes, 1200);
     }
 
     #[test]
