@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
@@ -174,6 +174,19 @@ impl Browser {
         Ok(())
     }
 
+    /// What axe-core finds wrong with the page for people who hear it, use a keyboard or see little
+    /// contrast; `None` if `cargo xtask test` has not brought axe-core ([`kept_axe`]).
+    ///
+    /// # Errors
+    /// When the browser does not answer.
+    pub fn accessibility_faults(&mut self) -> anyhow::Result<Option<Vec<String>>> {
+        let Ok(script) = std::fs::read_to_string(kept_axe()) else { return Ok(None) };
+        self.value(&format!("{script};0"))?;
+        let faults = "axe.run().then((result) => result.violations.flatMap((fault) => \
+            fault.nodes.map((node) => `${fault.id}: ${node.html}: ${node.failureSummary}`)))";
+        Ok(Some(serde_json::from_value(self.value(faults)?)?))
+    }
+
     /// Writes a picture of the whole page, PNG.
     ///
     /// # Errors
@@ -215,6 +228,12 @@ impl Browser {
             self.problems.extend(problem(&news));
         }
     }
+}
+
+/// Where `cargo xtask test` keeps axe-core, a script that checks the accessibility of a page.
+#[must_use]
+pub fn kept_axe() -> PathBuf {
+    crate::tools::target_directory().join("tools/axe.min.js")
 }
 
 /// The complaint that an event is, if it is one.

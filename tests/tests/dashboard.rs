@@ -1,7 +1,7 @@
 //! The dashboard in a real browser, served by a real daemon under load.
 //!
-//! Its panels agree with `/metrics`, names of files stay text, it fits a phone, and the hit ratios
-//! are those that the kernel's own counts give.
+//! Its cards agree with `/metrics`, names of files stay text, it fits a phone, people who hear it or
+//! use a keyboard can use it, and the hit ratios are those that the kernel's own counts give.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -19,12 +19,13 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 const HOSTILE: &str = "<img src=x onerror=\"document.title='owned'\">";
 
 const DESK: Viewport = Viewport { width: 1280, height: 900, is_dark: false };
+const TABLET: Viewport = Viewport { width: 768, height: 1024, is_dark: false };
 const PHONE: Viewport = Viewport { width: 375, height: 800, is_dark: false };
 
 /// The panels, each with an expression that is true when it shows data.
 const PANELS: [(&str, &str); 16] = [
-    ("glance", "document.querySelectorAll('#tiles dd').length === 6"),
-    ("sources", "drawn('sources') && rows('sources') === 9"),
+    ("glance", "document.querySelectorAll('#numbers dd b').length === 4"),
+    ("sources", "drawn('sources') && rows('sources') >= 3 && rows('sources') + terms('sources-note') === 9"),
     ("ratios", "drawn('ratios') && rows('ratios') === 4"),
     ("throughput", "drawn('throughput') && rows('throughput') >= 1"),
     ("latency", "drawn('latency') && rows('latency') >= 2"),
@@ -32,7 +33,7 @@ const PANELS: [(&str, &str); 16] = [
     ("prefetch", "drawn('prefetch') && rows('prefetch') >= 1"),
     ("hot", "document.querySelectorAll('#hot-table .strip span').length >= 3"),
     ("readers", "rows('readers') >= 1"),
-    ("curve", "document.getElementById('curve-note').textContent.startsWith('If there were so much memory')"),
+    ("curve", "document.getElementById('curve-note').textContent.startsWith('With ')"),
     ("health", "rows('health') >= 2"),
     ("saved", "rows('saved') === 3"),
     ("incidents", "rows('incidents') >= 1"),
@@ -45,6 +46,8 @@ const PANELS: [(&str, &str); 16] = [
 /// of repeated reads of a canvas itself.
 const HELPERS: &str = "\
     window.rows = (panel) => document.querySelectorAll(`#${panel}-table tbody tr`).length; \
+    window.terms = (id) => document.querySelectorAll(`#${id} .term`).length; \
+    for (const fold of document.querySelectorAll('details')) fold.open = true; \
     window.drawn = (panel) => { \
         const chart = document.getElementById(`${panel}-chart`), canvas = chart.querySelector('canvas'); \
         const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext('2d', { willReadFrequently: true }); \
@@ -66,6 +69,11 @@ fn metric(key: &str) -> (&'static str, Vec<String>) {
         ["ratio", layer, window] => {
             ("interceptor_hit_ratio", vec![label("layer", layer), label("window", window)])
         }
+        ["wait", "0", quantile, window] => {
+            let quantile = format!("0.{quantile}");
+            ("interceptor_read_wait_seconds", vec![label("quantile", &quantile), label("window", window)])
+        }
+        ["bytes_saved"] => ("interceptor_origin_saved_bytes", vec![]),
         ["way", "reads", way] => ("interceptor_kernel_reads_total", vec![label("way", way)]),
         ["way", "bytes", way] => ("interceptor_kernel_read_bytes_total", vec![label("way", way)]),
         ["latency", "count", "kernel"] => {
@@ -118,6 +126,10 @@ fn figures(browser: &mut Browser) -> BTreeMap<String, f64> {
 
 /// Whether nothing is wider than the window.
 const FITS: &str = "document.documentElement.scrollWidth <= window.innerWidth";
+
+/// Whether each of the four numbers is on one line and within its place.
+const NUMBERS_FIT: &str = "[...document.querySelectorAll('#numbers dd b')].every((number) => \
+    number.scrollWidth <= number.clientWidth && number.getClientRects().length === 1)";
 
 #[test]
 #[cfg_attr(not(all(can_mount, has_browser)), ignore = "needs mounts and Chromium")]
@@ -185,7 +197,18 @@ fn every_panel_shows_what_the_metrics_say() {
         differences(&page, &shown).is_empty().then_some(())
     });
     agreed.unwrap_or_else(|error| panic!("{error}: {:#?}", differences(&page, &shown)));
-    for family in ["bytes.", "reads.", "ratio.", "latency.", "cache.", "class.", "prefetch.", "saved"] {
+    for family in [
+        "bytes.",
+        "reads.",
+        "ratio.",
+        "wait.",
+        "latency.",
+        "cache.",
+        "class.",
+        "prefetch.",
+        "saved",
+        "bytes_saved",
+    ] {
         assert!(shown.keys().any(|key| key.starts_with(family)), "no {family} among {shown:#?}");
     }
     assert!(shown["bytes.http"] > 0.0 && shown["cache.used"] > 0.0, "{shown:#?}");
@@ -197,21 +220,88 @@ fn every_panel_shows_what_the_metrics_say() {
     browser.wait_until("document.body.dataset.span === '5m'", WAIT_TIMEOUT).unwrap();
     let shots = tempfile::tempdir().unwrap();
     let mut pictures = Vec::new();
-    for (name, viewport) in [("light", DESK), ("dark", Viewport { is_dark: true, ..DESK }), ("phone", PHONE)]
-    {
+    let dark = Viewport { is_dark: true, ..DESK };
+    for (name, viewport) in [("light", DESK), ("dark", dark), ("phone", PHONE), ("tablet", TABLET)] {
         browser.look(viewport).unwrap();
         browser.wait_until(&format!("window.innerWidth === {}", viewport.width), WAIT_TIMEOUT).unwrap();
         browser.wait_until(FITS, WAIT_TIMEOUT).unwrap();
+        browser.wait_until(NUMBERS_FIT, WAIT_TIMEOUT).unwrap();
+        match browser.accessibility_faults().unwrap() {
+            Some(faults) => assert_eq!(faults, &[] as &[String], "{name}"),
+            None => host::skipped("the check by axe-core: `cargo xtask test` has not brought it"),
+        }
         let path = shots.path().join(name);
         browser.screenshot(&path).unwrap();
         pictures.push((browser.value("getComputedStyle(document.body).backgroundColor").unwrap(), path));
     }
-    let [(light, _), (dark, _), (phone, _)] = pictures.as_slice() else { unreachable!() };
+    let [(light, _), (dark, _), (phone, _), _] = pictures.as_slice() else { unreachable!() };
     assert_ne!(light, dark);
     assert_eq!(light, phone);
     assert!(pictures.iter().all(|(_, path)| fs::metadata(path).unwrap().len() > 20_000));
     assert_eq!(browser.problems().unwrap(), &[] as &[String]);
     assert!(mount.is_running());
+}
+
+/// The words of the page are explained on demand, by the keyboard as well, and what is redrawn each
+/// second does not take the focus away.
+#[test]
+#[cfg_attr(not(all(can_mount, has_browser)), ignore = "needs mounts and Chromium")]
+fn terms_are_explained_and_keep_the_focus() {
+    if !host::can_mount() || !host::has_browser() {
+        return;
+    }
+    let cluster = Cluster::builder().start().unwrap();
+    cluster.filer().put("/a", &Pattern::new(1).bytes(0, MIB), "").unwrap();
+    let mount = Mount::builder(&cluster).start().unwrap();
+    let load = Load::start(&[(load::SEQUENTIAL, &mount.path().join("a"))]).unwrap();
+    let mut browser = Browser::start().unwrap();
+    browser.look(DESK).unwrap();
+    browser.open(mount.status_url().unwrap()).unwrap();
+    let has_term = "Boolean(document.querySelector('#sources-table [popovertarget=term-http]'))";
+    browser.wait_until(has_term, WAIT_TIMEOUT).unwrap();
+    browser.value("document.querySelector('#sources-table [popovertarget=term-http]').focus()").unwrap();
+    let shown = browser.value("document.body.dataset.shown").unwrap();
+    let later = format!("document.body.dataset.shown - {shown} > 2", shown = shown.as_str().unwrap());
+    browser.wait_until(&later, WAIT_TIMEOUT).unwrap();
+    let focus = browser.value("document.activeElement.getAttribute('popovertarget')").unwrap();
+    assert_eq!(focus, "term-http", "two seconds later");
+    browser.value("document.activeElement.click()").unwrap();
+    let open = "document.querySelector('#term-http:popover-open')?.textContent.includes('interceptor_read_bytes_total') === true";
+    browser.wait_until(open, WAIT_TIMEOUT).unwrap();
+    // Every word that is a button has its explanation.
+    let dangling = "[...document.querySelectorAll('.term')].filter((term) => !document.getElementById(term.getAttribute('popovertarget'))).length";
+    assert_eq!(browser.value(dangling).unwrap(), 0);
+    drop(load);
+    assert_eq!(browser.problems().unwrap(), &[] as &[String]);
+}
+
+/// Two mounts of the host are on one page; a daemon that has ended is called that.
+#[test]
+#[cfg_attr(not(all(can_mount, has_browser)), ignore = "needs mounts and Chromium")]
+fn the_mounts_of_the_host_are_on_one_page() {
+    if !host::can_mount() || !host::has_browser() {
+        return;
+    }
+    let cluster = Cluster::builder().start().unwrap();
+    cluster.filer().put("/a", &Pattern::new(1).bytes(0, MIB), "").unwrap();
+    let [mount, other] = [(); 2].map(|()| Mount::builder(&cluster).start().unwrap());
+    let mut browser = Browser::start().unwrap();
+    browser.look(DESK).unwrap();
+    browser.open(mount.status_url().unwrap()).unwrap();
+    let quoted = |mount: &Mount| serde_json::to_string(mount.path().to_str().unwrap()).unwrap();
+    let link = format!(
+        "Boolean([...document.querySelectorAll('#mounts a')].find((link) => link.textContent.includes({}) && link.textContent.includes('Healthy') && link.href.startsWith({:?})))",
+        quoted(&other),
+        other.status_url().unwrap()
+    );
+    browser.wait_until(&link, WAIT_TIMEOUT).unwrap();
+    let here =
+        format!("document.querySelector('#mounts [aria-current]').textContent.includes({})", quoted(&mount));
+    assert_eq!(browser.value(&here).unwrap(), true);
+    drop(other);
+    drop(mount);
+    let gone = "document.body.classList.contains('is-gone') && document.getElementById('severity').textContent === 'Trouble'";
+    browser.wait_until(gone, WAIT_TIMEOUT).unwrap();
 }
 
 /// A fixed sequence of reads: misses, and hits of the page cache, of resident files and of the

@@ -29,7 +29,7 @@ use super::options::{
 use super::reload::Reloadable;
 use super::signals::Signals;
 use super::status_place::StatusPlace;
-use super::{CommandFailure, host, kernel_watcher, mount, mount_address};
+use super::{CommandFailure, host, kernel_watcher, mount, mount_address, mounts_api};
 use crate::fuse::supervisor::{Supervision, SupervisorLink, supervise};
 use crate::overlay::{self, Cluster, Overlay, OverlayOptions, ReadSource};
 use crate::seaweed::address::ServerAddress;
@@ -38,7 +38,7 @@ use crate::seaweed::security::Security;
 use crate::telemetry::status::MountIdentity;
 use crate::telemetry::{Metrics, Status, peer};
 use crate::vital::{self, VitalPartFailed};
-use crate::warmup::{JobRegistry, WarmupMount};
+use crate::warmup::{self, JobRegistry, WarmupMount};
 
 /// Mounts a layer over an existing mount, and unmounts it on a signal.
 #[derive(Debug, Clone, Args)]
@@ -241,6 +241,7 @@ async fn attach(
     // Takes a while, which the layer need not wait for.
     let programs = options.ebpf.then(kernel_watcher::load);
     let jobs = JobRegistry::new();
+    let routes = warmup::api::router(jobs.clone()).merge(mounts_api::router(&options.status_access));
     let api_secrets = options.status_access.load()?;
     let security = match options.filers() {
         [] => None,
@@ -260,7 +261,7 @@ async fn attach(
         takes_over: options.restart,
         predecessor: if options.restart { predecessor_api(&options.path).await } else { None },
     };
-    let mut api = StatusApi::offer(place, api_secrets, &status, &jobs).await?;
+    let mut api = StatusApi::offer(place, api_secrets, &status, &routes).await?;
     let reads = match options.filers() {
         [] if options.read_cache == ReadCache::Off => ReadSource::Lower,
         [] => {
@@ -291,7 +292,7 @@ async fn attach(
     status.add_check("mount", mount::health::mount_answers(attached.path()));
     take_requests(&jobs, &attached);
     announce(&attached);
-    api.take_over(&status, &jobs).await;
+    api.take_over(&status, &routes).await;
     // What hangs below must not end the layer: the daemon itself is what is watched.
     mount::watch_over(Box::new(|| Box::pin(std::future::ready(Ok(())))));
     if let Some(address) = api.address() {

@@ -16,6 +16,7 @@ mod local_mounts;
 mod mount;
 mod mount_address;
 mod mount_helper;
+mod mounts_api;
 mod observe;
 mod options;
 mod reload;

@@ -41,7 +41,7 @@ use super::options::{
 use super::reload::{Reloadable, RunningCommandLine};
 use super::signals::Signals;
 use super::status_place::{PlacedStatus, StatusPlace};
-use super::{kernel_watcher, mount_address};
+use super::{kernel_watcher, mount_address, mounts_api};
 use crate::cache::arena::ArenaError;
 use crate::cache::{Cache, Prefault};
 use crate::fetch::{self, Fetcher, VolumeServerRoute};
@@ -260,8 +260,9 @@ async fn serve(mut plan: MountPlan, supervisor: Arc<SupervisorLink>) -> anyhow::
         predecessor: status_before,
     };
     let serve_status = {
-        let (status, jobs) = (status.clone(), jobs.clone());
-        move |server: StatusServer| server.serve(status, warmup::api::router(jobs))
+        let status = status.clone();
+        let routes = warmup::api::router(jobs.clone()).merge(mounts_api::router(&plan.options.status_access));
+        move |server: StatusServer| server.serve(status, routes)
     };
     // What files of the mount name; empty until it is known.
     let status_api = Arc::<OnceLock<SocketAddr>>::default();

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -175,6 +175,11 @@ impl StatusAccessOptions {
             _ => None,
         };
         Ok(ApiSecrets { token, certificate })
+    }
+
+    /// The file with the token.
+    pub(super) fn token_file(&self) -> Option<&Path> {
+        self.status_token_file.as_deref()
     }
 
     /// Whether the options fit together.

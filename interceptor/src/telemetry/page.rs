@@ -20,7 +20,7 @@ const STYLE: &str = "text/css; charset=utf-8";
 const IMAGE: &str = "image/svg+xml";
 
 /// Every file of the page: its path, type and content.
-pub(super) const FILES: [(&str, &str, &str); 10] = [
+pub(super) const FILES: [(&str, &str, &str); 15] = [
     ("/", HTML, include_str!("page/index.html")),
     ("/icon.svg", IMAGE, include_str!("page/icon.svg")),
     ("/dashboard.css", STYLE, include_str!("page/dashboard.css")),
@@ -28,7 +28,12 @@ pub(super) const FILES: [(&str, &str, &str); 10] = [
     ("/charts.js", SCRIPT, include_str!("page/charts.js")),
     ("/format.js", SCRIPT, include_str!("page/format.js")),
     ("/heat.js", SCRIPT, include_str!("page/heat.js")),
+    ("/memory.js", SCRIPT, include_str!("page/memory.js")),
+    ("/overview.js", SCRIPT, include_str!("page/overview.js")),
+    ("/reads.js", SCRIPT, include_str!("page/reads.js")),
+    ("/servers.js", SCRIPT, include_str!("page/servers.js")),
     ("/tables.js", SCRIPT, include_str!("page/tables.js")),
+    ("/terms.js", SCRIPT, include_str!("page/terms.js")),
     ("/uplot.js", SCRIPT, include_str!("page/uplot/uPlot.iife.min.js")),
     ("/uplot.css", STYLE, include_str!("page/uplot/uPlot.min.css")),
 ];

@@ -48,7 +48,8 @@ fn verdict_at(report: &StatusReport, now: f64) -> Verdict {
 
     let ratios = report.hit_ratios.get("1m").copied().unwrap_or_default();
     let mut text = match ratios.overall.or(ratios.cache) {
-        Some(ratio) => format!("Serving {:.0} % from memory", 100.0 * ratio),
+        // Rounded down: only all of it is 100 %.
+        Some(ratio) => format!("Serving {:.0} % from memory", (100.0 * ratio).floor()),
         None => "Nothing was read in the last minute".to_owned(),
     };
     if let Some(worst) = findings.first() {
@@ -195,7 +196,9 @@ fn cache(report: &StatusReport, add: &mut impl FnMut(Severity, String, &str)) {
     let (Some(misses), Some(fewer)) = (curve.miss_ratio(cache.capacity), curve.miss_ratio(larger)) else {
         return;
     };
-    if misses - fewer >= MIN_CACHE_GAIN {
+    // The page cache may already hold what the daemon's cache is too small for.
+    let served = report.hit_ratios.get("10m").and_then(|ratios| ratios.overall).unwrap_or(0.0);
+    if (misses - fewer).min(1.0 - fewer - served) >= MIN_CACHE_GAIN {
         let (size, share) = (ByteSize(larger), 100.0 * (1.0 - fewer));
         let text =
             format!("the cache is small for what is read: {size} would serve {share:.0} % from memory");
@@ -382,6 +385,11 @@ mod tests {
         });
         assert!(text.ends_with("; memory is short: 512 MiB of the cache are given back"), "{text}");
         assert_eq!(verdict(with_curve([0.6, 0.5], 5000)).0, Severity::Good, "it would bring little");
+        let (severity, text) = verdict(|report| {
+            with_curve([0.6, 0.1], 5000)(report);
+            report.hit_ratios.get_mut("10m").unwrap().overall = Some(0.95);
+        });
+        assert_eq!(severity, Severity::Good, "the page cache has it: {text}");
         assert_eq!(verdict(with_curve([0.6, 0.1], 10)).0, Severity::Good, "too few reads are known");
     }
 }

@@ -4,11 +4,13 @@
 //! * [`weed`]: the SeaweedFS program;
 //! * [`bpf`]: the compiler of the programs that run in the kernel;
 //! * [`zig`]: the linker for the C library of old distributions, for packages alone;
+//! * [`axe`]: a checker of web pages, for one test alone;
 //! * [`suites`]: public test suites for file systems, for the end-to-end suites alone.
 //!
 //! Every other verb runs [`ensure`] first; on a machine that lacks nothing it takes a few
 //! milliseconds and prints nothing.
 
+pub(crate) mod axe;
 pub(crate) mod bpf;
 pub(crate) mod host;
 pub(crate) mod suites;

@@ -97,6 +97,7 @@ pub(crate) fn command(options: &TestOptions) -> Result<()> {
     setup::ensure_for_tests();
     if !options.no_e2e {
         setup::suites::ensure();
+        setup::axe::ensure();
     }
     let interceptor = cargo::build_interceptor()?;
     let mut programs = cargo::build_tests()?;

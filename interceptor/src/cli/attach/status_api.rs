@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -13,7 +14,6 @@ use crate::telemetry::Status;
 use crate::telemetry::access::ApiSecrets;
 use crate::telemetry::server::{BindError, StatusServer};
 use crate::vital;
-use crate::warmup::{self, JobRegistry};
 
 /// How long the predecessor may take to release the address. It does so as soon as it notices the
 /// takeover.
@@ -30,24 +30,24 @@ pub(super) enum StatusApi {
 }
 
 impl StatusApi {
-    /// Offers it at `place`, or, if a predecessor may have that, gets ready to do so when it is
+    /// Offers it at `place`, with `more` routes, or, if a predecessor may have that, gets ready to do so when it is
     /// free.
     pub(super) async fn offer(
         place: StatusPlace,
         secrets: ApiSecrets,
         status: &Arc<Status>,
-        jobs: &Arc<JobRegistry>,
+        more: &Router,
     ) -> Result<Self, BindError> {
         Ok(match place.bind(secrets).await? {
             PlacedStatus::Nowhere => Self::Nowhere,
-            PlacedStatus::Bound(server) => Self::serve(server, status, jobs),
+            PlacedStatus::Bound(server) => Self::serve(server, status, more),
             PlacedStatus::Awaited(awaited) => Self::Waiting(awaited),
         })
     }
 
     /// Binds the address once it is free, if it was not. If it does not become free, takes another
     /// one if that will do, or else logs that and goes on without.
-    pub(super) async fn take_over(&mut self, status: &Arc<Status>, jobs: &Arc<JobRegistry>) {
+    pub(super) async fn take_over(&mut self, status: &Arc<Status>, more: &Router) {
         let Self::Waiting(awaited) = self else { return };
         let bound = match timeout(ADDRESS_RELEASE_TIMEOUT, awaited.bind_when_free()).await {
             Ok(bound) => bound,
@@ -55,12 +55,12 @@ impl StatusApi {
             Err(_) => StatusServer::bind(&awaited.address, awaited.secrets.clone()).await,
         };
         let bound = bound.inspect_err(|error| tracing::warn!("going without: {error}")).ok();
-        *self = bound.map_or(Self::Nowhere, |server| Self::serve(server, status, jobs));
+        *self = bound.map_or(Self::Nowhere, |server| Self::serve(server, status, more));
     }
 
-    fn serve(server: StatusServer, status: &Arc<Status>, jobs: &Arc<JobRegistry>) -> Self {
+    fn serve(server: StatusServer, status: &Arc<Status>, more: &Router) -> Self {
         let address = server.address();
-        let serving = server.serve(status.clone(), warmup::api::router(jobs.clone()));
+        let serving = server.serve(status.clone(), more.clone());
         let task = tokio::spawn(vital::task("status API", serving));
         Self::Serving { address, task }
     }

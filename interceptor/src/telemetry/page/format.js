@@ -19,10 +19,13 @@ export function count(n) {
 export function duration(seconds) {
   if (seconds == null) return UNKNOWN;
   const size = Math.abs(seconds);
-  if (size < 1e-3) return `${(seconds * 1e6).toPrecision(3)} µs`;
-  if (size < 1) return `${(seconds * 1e3).toPrecision(3)} ms`;
-  return size < 100 ? `${seconds.toPrecision(3)} s` : `${seconds < 0 ? "-" : ""}${age(size)}`;
+  if (size < 1e-3) return `${three(seconds * 1e6)} µs`;
+  if (size < 1) return `${three(seconds * 1e3)} ms`;
+  return size < 100 ? `${three(seconds)} s` : `${seconds < 0 ? "-" : ""}${age(size)}`;
 }
+
+// Three digits, without an exponent.
+const three = (n) => Number(n.toPrecision(3)).toString();
 
 export function age(seconds) {
   const s = Math.floor(seconds);
@@ -33,11 +36,9 @@ export function age(seconds) {
     `${Math.floor((i === 0 ? s : s % parts[first][0]) / size)} ${name}`).join(" ");
 }
 
-export const percent = (ratio) => (ratio == null ? UNKNOWN : `${(100 * ratio).toFixed(1)} %`);
-
-// The displayed names of sources and layers.
-const NAMES = {
-  page_cache: "page cache", resident: "resident files", cache: "registered cache", disk: "disk cache", verbs: "RDMA (verbs)", local: "local files",
-  tcp: "engine, TCP", http: "HTTP", lower: "mount below",
-};
-export const name = (key) => NAMES[key] ?? key;
+// Rounded down near the end: 100 % is said of nothing less.
+export function percent(ratio) {
+  if (ratio == null) return UNKNOWN;
+  const shown = Math.min(100 * ratio, ratio < 1 ? 99.9 : 100);
+  return `${shown.toFixed(1)} %`;
+}
