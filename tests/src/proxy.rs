@@ -22,6 +22,8 @@ pub enum Fault {
     CutAfter(u64),
     /// Nothing more arrives after this many bytes of the server's answer, and it stays open.
     StallAfter(u64),
+    /// Each part of the server's answer comes this much later.
+    Delay(Duration),
     /// The byte at this place of the server's answer is inverted.
     Corrupt(u64),
 }
@@ -167,6 +169,9 @@ impl ProxyState {
                 let place = usize::try_from(at - done).expect("within the buffer");
                 buffer[place] ^= 0xff;
             }
+            if let Fault::Delay(time) = fault {
+                thread::sleep(time);
+            }
             client.write_all(&buffer[..count])?;
             done += count as u64;
         }
@@ -190,6 +195,8 @@ fn relay(mut from: &TcpStream, mut to: &TcpStream) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     /// A server that answers every connection with 1000 bytes of 7 and closes it.
@@ -225,6 +232,10 @@ mod tests {
         proxy.set(Fault::Corrupt(999));
         let bytes = read_all(&proxy);
         assert_eq!((bytes.len(), bytes[998], bytes[999]), (1000, 7, 0xf8));
+        let begun = Instant::now();
+        proxy.set(Fault::Delay(Duration::from_millis(50)));
+        assert_eq!(read_all(&proxy), [7; 1000]);
+        assert!(begun.elapsed() >= Duration::from_millis(50));
         proxy.set(Fault::None);
         assert_eq!(read_all(&proxy), [7; 1000]);
     }

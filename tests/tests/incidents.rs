@@ -1,0 +1,136 @@
+//! Incidents, replayed: what an operator sees first names the cause, in the status document, in
+//! `interceptor status` and on the dashboard.
+
+use std::fs;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use serde_json::Value;
+use tests::mount::interceptor_program;
+use tests::{Browser, Cluster, Fault, Mount, Pattern, Viewport, data, eventually, host};
+
+const SIZE: usize = 32 << 10;
+const TIMEOUT: Duration = Duration::from_secs(60);
+const FILES: usize = 600;
+/// Longer than disks take, and shorter than `--slow-read`: only a comparison of the servers tells.
+const DELAY: Duration = Duration::from_millis(150);
+
+fn status(mount: &Mount) -> Value {
+    serde_json::from_str(&mount.status("/api/v1/status").unwrap().1).unwrap()
+}
+
+/// Waits until the sentence of state has `text`, and returns the finding of which it is a part.
+fn verdict_with(mount: &Mount, text: &str) -> Value {
+    let mut last = Value::Null;
+    let found = eventually(text, TIMEOUT, || {
+        last = status(mount)["verdict"].clone();
+        let is_first = last["text"].as_str()?.contains(text);
+        is_first.then(|| last["findings"][0].clone())
+    });
+    found.unwrap_or_else(|error| panic!("{error}: {last}"))
+}
+
+/// What `interceptor status` prints.
+fn printed(mount: &Mount) -> String {
+    let address = mount.status_url().unwrap().trim_start_matches("http://").trim_end_matches('/').to_owned();
+    let mut command = Command::new(interceptor_program().unwrap());
+    let output = command.args(["status", "--status-addr", &address]).output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Reads files that nobody has read before, one after the other, until `ended`.
+fn read_cold(mount: &Mount, ended: &AtomicBool, part: usize) {
+    for number in (0..FILES).skip(part).step_by(4) {
+        if ended.load(Ordering::SeqCst) {
+            return;
+        }
+        let path = path(number);
+        // A server that is silent fails some.
+        if let Ok(read) = fs::read(mount.file(&path)) {
+            data::assert_same(&path, &read, &content(number));
+        }
+    }
+}
+
+/// Each in a directory of its own, or the next ones would be fetched ahead.
+fn path(number: usize) -> String {
+    format!("/{number}/file")
+}
+
+fn content(number: usize) -> Vec<u8> {
+    Pattern::new(number as u64).bytes(0, SIZE)
+}
+
+/// One of three volume servers becomes slow, and then silent.
+#[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
+fn a_slow_server_and_then_a_silent_one_is_named() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = Cluster::builder().volume_servers(3).proxied().start().unwrap();
+    for number in 0..FILES {
+        cluster.filer().put(&path(number), &content(number), "").unwrap();
+    }
+    let args = ["--volume-server-access", "publicUrl", "--read-retry-time=4s"];
+    let mount = Mount::interceptor(&cluster.filer_addresses()).args(args).start().unwrap();
+    let culprit = &cluster.proxies()[1];
+    let address = culprit.address();
+    let mut browser = host::has_browser().then(|| Browser::start().unwrap());
+    if let Some(browser) = &mut browser {
+        browser.look(Viewport { width: 1280, height: 900, is_dark: false }).unwrap();
+        browser.open(mount.status_url().unwrap()).unwrap();
+    }
+    let mut is_shown = |text: &str| {
+        let Some(browser) = &mut browser else { return };
+        let text = serde_json::to_string(text).unwrap();
+        let sentence = format!("document.getElementById('sentence').textContent.includes({text})");
+        browser.wait_until(&sentence, TIMEOUT).unwrap();
+    };
+    assert_eq!(status(&mount)["verdict"]["severity"], "good", "before");
+
+    let ended = AtomicBool::new(false);
+    thread::scope(|scope| {
+        culprit.set(Fault::Delay(DELAY));
+        for part in 0..4 {
+            let (mount, ended) = (&mount, &ended);
+            scope.spawn(move || read_cold(mount, ended, part));
+        }
+        let slow = format!("volume server {address} is slow");
+        let finding = verdict_with(&mount, &slow);
+        assert_eq!(finding["severity"], "degraded");
+        assert!(finding["advice"].as_str().unwrap().contains("those of others"), "{finding}");
+        is_shown(&slow);
+        assert!(printed(&mount).lines().next().unwrap().contains(&slow), "{}", printed(&mount));
+
+        culprit.set(Fault::StallAfter(0));
+        let silent = format!("volume server {address} keeps readers waiting");
+        let finding = verdict_with(&mount, &silent);
+        assert_eq!(finding["severity"], "bad");
+        is_shown(&silent);
+        assert!(printed(&mount).lines().next().unwrap().contains(&silent), "{}", printed(&mount));
+        ended.store(true, Ordering::SeqCst);
+        culprit.set(Fault::None);
+    });
+}
+
+/// The filer falls silent: its changes are no longer heard.
+#[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
+fn a_filer_that_is_gone_is_named() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = Cluster::builder().start().unwrap();
+    cluster.filer().put("/file", &content(1), "").unwrap();
+    let mount = Mount::builder(&cluster).start().unwrap();
+    data::assert_same("/file", &fs::read(mount.file("/file")).unwrap(), &content(1));
+    cluster.filers()[0].kill();
+    let finding = verdict_with(&mount, "no filer answers");
+    assert_eq!(finding["severity"], "bad");
+    let findings = status(&mount)["verdict"]["findings"].to_string();
+    assert!(findings.contains("changes of the filer are not heard"), "{findings}");
+    assert!(printed(&mount).lines().next().unwrap().contains("no filer answers"), "{}", printed(&mount));
+}
