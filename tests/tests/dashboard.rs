@@ -65,6 +65,7 @@ fn metric(key: &str) -> (&'static str, Vec<String>) {
     let label = |name: &str, value: &str| format!("{name}=\"{value}\"");
     match *parts.as_slice() {
         ["bytes", source] => ("interceptor_read_bytes_total", vec![label("source", source)]),
+        ["found", source] => ("interceptor_cache_found_bytes_total", vec![label("source", source)]),
         ["reads", source] => ("interceptor_reads_total", vec![label("source", source)]),
         ["ratio", layer, window] => {
             ("interceptor_hit_ratio", vec![label("layer", layer), label("window", window)])
@@ -201,6 +202,7 @@ fn every_panel_shows_what_the_metrics_say() {
         "bytes.",
         "reads.",
         "ratio.",
+        "found.",
         "wait.",
         "latency.",
         "cache.",

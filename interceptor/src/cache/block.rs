@@ -80,6 +80,7 @@ impl fmt::Debug for HeapMemory {
 pub(super) struct BlockEntry {
     pub(super) key: BlockKey,
     pub(super) memory: BlockMemory,
+    tag: u8,
     pass_tracker: PassTracker,
     /// Set from a speculative fetch to the first read.
     unread: AtomicBool,
@@ -93,6 +94,7 @@ impl BlockEntry {
         key: BlockKey,
         memory: BlockMemory,
         observer: Option<Arc<dyn PrefetchObserver>>,
+        tag: u8,
         context: Arc<BlockContext>,
     ) -> Self {
         if let Some(observer) = &observer {
@@ -101,6 +103,7 @@ impl BlockEntry {
         Self {
             key,
             memory,
+            tag,
             pass_tracker: PassTracker::default(),
             unread: AtomicBool::new(observer.is_some()),
             observer,
@@ -161,6 +164,11 @@ impl PinnedBlock {
             entry.context.record_use(entry.key);
         }
         is_new_pass && !is_first
+    }
+
+    /// What its writer has noted of it, which means nothing to the cache.
+    pub fn tag(&self) -> u8 {
+        self.entry().tag
     }
 
     /// Whether a pass over the block has come to its end.

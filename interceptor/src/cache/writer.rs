@@ -35,6 +35,7 @@ pub struct BlockWriter {
     key: BlockKey,
     memory: BlockMemory,
     observer: Option<Arc<dyn PrefetchObserver>>,
+    tag: u8,
     retain: bool,
     index: Arc<BlockIndex>,
     /// Permit of the fill budget, returned when the fetch is over.
@@ -49,7 +50,7 @@ impl BlockWriter {
         index: Arc<BlockIndex>,
         permit: Option<OwnedSemaphorePermit>,
     ) -> Self {
-        Self { key, memory, observer, retain: false, index, _permit: permit }
+        Self { key, memory, observer, tag: 0, retain: false, index, _permit: permit }
     }
 
     /// The same, for a block that warm-up asks for.
@@ -58,11 +59,16 @@ impl BlockWriter {
         self
     }
 
+    /// Sets what [`PinnedBlock::tag`] returns; 0 unless it is set.
+    pub fn set_tag(&mut self, tag: u8) {
+        self.tag = tag;
+    }
+
     /// Makes the bytes readable. If they are in the arena, every reader that looks for the key
     /// finds them. If the block is there already, that one is returned.
     pub fn publish(self) -> PinnedBlock {
-        let Self { key, memory, observer, retain, index, _permit } = self;
-        let entry = Arc::new(BlockEntry::new(key, memory, observer, index.context().clone()));
+        let Self { key, memory, observer, tag, retain, index, _permit } = self;
+        let entry = Arc::new(BlockEntry::new(key, memory, observer, tag, index.context().clone()));
         index.publish(entry, retain)
     }
 

@@ -278,6 +278,8 @@ impl BlockLoader {
                 }
             },
         };
+        // So that later reads of it can be counted by where it came from.
+        writer.set_tag(source as u8);
         let is_uncached = !writer.in_arena();
         let block = writer.publish();
         if let Some(disk) = self.disk.as_ref().filter(|_| source != Source::Disk) {

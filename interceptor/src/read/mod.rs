@@ -282,6 +282,8 @@ impl Reader {
                         let loaded = loaded.map(Joined::Cached);
                         match loaded.unwrap_or_else(|| self.loader.load(object, part.key, arrival)) {
                             Joined::Cached(loaded) => {
+                                let first_source = Source::from_index(loaded.block.tag());
+                                self.metrics.found_in_cache(first_source, part.range.len() as u64);
                                 if self.note_use(file, object, &part, &loaded.block) {
                                     self.loader.read_again(object, &part.key, &loaded.block);
                                 }

@@ -141,6 +141,14 @@ fn reads(out: &mut Exposition, totals: &Totals, kernel: Option<&KernelCounts>) {
     for (source, flow) in by_source(&totals.reads) {
         out.sample(&[source], flow.count());
     }
+    out.family(
+        "interceptor_cache_found_bytes_total",
+        "counter",
+        "Bytes that reads found in blocks of the cache, by the source that had brought these.",
+    );
+    for source in Source::ALL.into_iter().filter(|source| source.is_origin()) {
+        out.sample(&[("source", source.label())], totals.found_in_cache[source as usize]);
+    }
     out.family("interceptor_read_bytes_total", "counter", "Bytes that reads were answered with.");
     for (source, flow) in by_source(&totals.reads) {
         out.sample(&[source], flow.bytes);
@@ -470,6 +478,7 @@ mod tests {
         metrics.set_takeovers(Box::new(|| 2));
         metrics.kernel_event_handled(KernelEventKind::Hot, Duration::from_millis(3));
         metrics.pushed(4096);
+        metrics.found_in_cache(Source::Tcp, 77);
         metrics.kept_awake(Duration::from_millis(1500));
         let mut answered = FlowTotal { nanos: 1_000_000_000, ..FlowTotal::default() };
         answered.buckets[3] = 2;
@@ -499,6 +508,7 @@ mod tests {
             "interceptor_ready 1",
             "interceptor_reads_total{source=\"cache\"} 1",
             "interceptor_read_bytes_total{source=\"http\"} 100",
+            "interceptor_cache_found_bytes_total{source=\"tcp\"} 77",
             "interceptor_read_seconds_count{source=\"http\"} 1",
             "interceptor_read_seconds_sum{source=\"http\"} 0.002",
             "interceptor_fetch_bytes_total{source=\"http\"} 4096",

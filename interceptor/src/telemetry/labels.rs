@@ -27,6 +27,11 @@ impl Source {
     pub const ALL: [Source; 7] =
         [Source::Cache, Source::Disk, Source::Verbs, Source::Local, Source::Tcp, Source::Http, Source::Lower];
 
+    /// The source with this index in [`ALL`](Self::ALL); the cache if there is none.
+    pub fn from_index(index: u8) -> Source {
+        Source::ALL.get(usize::from(index)).copied().unwrap_or(Source::Cache)
+    }
+
     /// The value of the label `source`.
     pub const fn label(self) -> &'static str {
         match self {

@@ -147,6 +147,7 @@ pub struct Levels {
 struct Counters {
     reads: [FlowCounter; Source::ALL.len()],
     fetches: [FlowCounter; Source::ALL.len()],
+    found_in_cache: [AtomicU64; Source::ALL.len()],
     fetched_ahead: [AtomicU64; Trigger::ALL.len()],
     prefetched: [[AtomicU64; Outcome::ALL.len()]; Trigger::ALL.len()],
     hedges_sent: AtomicU64,
@@ -191,6 +192,12 @@ impl Metrics {
     #[inline]
     pub fn read(&self, source: Source, bytes: u64, elapsed: Duration) {
         self.counters.mine().reads[source as usize].add(bytes, elapsed);
+    }
+
+    /// Counts `bytes` that a read found in a block of the cache that `source` had brought. Hot path.
+    #[inline]
+    pub fn found_in_cache(&self, source: Source, bytes: u64) {
+        self.counters.mine().found_in_cache[source as usize].fetch_add(bytes, Relaxed);
     }
 
     /// The reads that wait, and those that waited for long.
@@ -334,6 +341,9 @@ impl Metrics {
             for source in Source::ALL {
                 totals.reads[source as usize].add(&counters.reads[source as usize]);
                 totals.fetches[source as usize].add(&counters.fetches[source as usize]);
+            }
+            for (sum, bytes) in totals.found_in_cache.iter_mut().zip(&counters.found_in_cache) {
+                *sum += bytes.load(Relaxed);
             }
             totals.hedges_sent += counters.hedges_sent.load(Relaxed);
             totals.hedges_won += counters.hedges_won.load(Relaxed);

@@ -63,6 +63,9 @@ pub struct StatusReport {
     /// Sources that are not observed are missing.
     #[serde(default)]
     pub bytes_by_source: BTreeMap<String, u64>,
+    /// Bytes that reads found in the cache, by the source that had brought them there.
+    #[serde(default)]
+    pub found_in_cache: BTreeMap<String, u64>,
     /// Of the bytes read from the daemon, the part answered from memory, by window; `null`
     /// without reads.
     pub hit_ratio: BTreeMap<String, Option<f64>>,

@@ -265,6 +265,10 @@ impl Status {
                 .into_iter()
                 .map(|(source, bytes)| (source.to_owned(), bytes))
                 .collect(),
+            found_in_cache: origins()
+                .map(|source| (label(source), totals.found_in_cache[source as usize]))
+                .filter(|(_, bytes)| *bytes > 0)
+                .collect(),
             hit_ratio: each_window(&windows, |reads| reads.hit_ratios.cache),
             hit_ratios: each_window(&windows, |reads| reads.hit_ratios),
             read_waits: each_window(&windows, |reads| FlowReport::from(&reads.waits)),

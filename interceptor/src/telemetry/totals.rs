@@ -13,6 +13,8 @@ pub struct Totals {
     pub reads: [FlowTotal; Source::ALL.len()],
     /// Fetches from an origin, by [`Source::ALL`].
     pub fetches: [FlowTotal; Source::ALL.len()],
+    /// Bytes that reads found in the cache, by the source that had brought them ([`Source::ALL`]).
+    pub found_in_cache: [u64; Source::ALL.len()],
     /// Bytes fetched ahead, by [`Trigger::ALL`].
     pub fetched_ahead: [u64; Trigger::ALL.len()],
     /// Bytes fetched ahead whose outcome is known, by [`Trigger::ALL`] and [`Outcome::ALL`].

@@ -57,6 +57,15 @@ function showSources(now, point) {
   update(document.getElementById("sources-note"), nodes.map((node) => (typeof node === "string" ? document.createTextNode(node) : node)));
 }
 
+// Which sources had brought what is read from the cache.
+function showFound(now) {
+  const found = Object.entries(now.found_in_cache);
+  const all = sum(found.map(([, bytes]) => bytes));
+  fill("found-table", ["brought into the cache by", "read from there", "share"], found.map(([source, bytes]) => [
+    named(source), number(format.bytes(bytes), `found.${source}`, bytes), number(format.percent(all > 0 ? bytes / all : null)),
+  ]));
+}
+
 function showRatios(now) {
   const windows = Object.keys(now.hit_ratios).sort((a, b) => parseInt(a, 10) - parseInt(b, 10));
   const minutes = (window) => (window === "1m" ? "last minute" : `last ${parseInt(window, 10)} minutes`);
@@ -105,6 +114,7 @@ function showSlow(now) {
 
 export function showReads(now, points) {
   showSources(now, points.at(-1));
+  showFound(now);
   showRatios(now);
   showThroughput(now);
   showLatency(now);
