@@ -28,6 +28,7 @@ use crate::namespace::tail::ListingTail;
 use crate::namespace::{ChangeStamp, ListedEntry, NamespaceError, NodeId, NodePin};
 use crate::seaweed::entry::{Entry, FileKind};
 use crate::seaweed::filer::FILER_TIMEOUT;
+use crate::telemetry::request_profile::ProfiledRequest;
 
 /// The error of a reader that has waited too long for entries.
 const TIMEOUT_MESSAGE: &str = "no filer has sent the next entries in time";
@@ -117,17 +118,19 @@ impl EntryReply for ReplyDirectoryPlus {
     }
 }
 
-/// A request for entries: its caller, and when it came.
+/// A request for entries: its caller, and when it came. A profile counts it when it is dropped.
 pub(super) struct ReaddirRequest {
     context: Arc<MountContext>,
     caller: u32,
     arrival: Arrival,
+    _profiled: ProfiledRequest,
 }
 
 impl ReaddirRequest {
     /// A request that has just come.
-    pub(super) fn of(request: &Request, context: &Arc<MountContext>) -> Self {
-        Self { context: context.clone(), caller: request.pid(), arrival: Arrival::now() }
+    pub(super) fn of(request: &Request, context: &Arc<MountContext>, profiled: ProfiledRequest) -> Self {
+        let (caller, arrival) = (request.pid(), Arrival::now());
+        Self { context: context.clone(), caller, arrival, _profiled: profiled }
     }
 }
 

@@ -33,6 +33,7 @@ use crate::read::{self, CompleteFile, FileVersion, MAX_SMALL_FILE_SIZE, ReadErro
 use crate::seaweed::entry::Content;
 use crate::telemetry::log_limit::LogLimit;
 use crate::telemetry::metrics::OpenMode;
+use crate::telemetry::request_profile::ProfiledRequest;
 use crate::warmup::ticket::READ_TICKET_XATTR;
 
 /// The FUSE side of a mount. All copies are the same mount.
@@ -133,6 +134,12 @@ impl SeaweedFilesystem {
             context.reader.opened(&version);
             opens.open(handle.node, &version, file, || true);
         }
+    }
+
+    /// A request for `node`, for profiles.
+    fn profile(&self, request: &Request, operation: &'static str, node: INodeNo) -> ProfiledRequest {
+        let path = || Some(self.context.namespace.path(node.0));
+        self.context.metrics.profilers().begin(operation, request.pid(), path)
     }
 
     /// Before an OPEN that the kernel sends again is answered: undoes what the predecessor did for
@@ -260,7 +267,9 @@ impl Filesystem for SeaweedFilesystem {
         }
         // The filer's names are UTF-8: no other name exists.
         let Some(name) = name.to_str() else { return reply.error(Errno::ENOENT) };
-        let guard = self.context.requests.begin(request.pid(), 0);
+        let path = || Some(format!("{}/{name}", self.context.namespace.path(parent.0).trim_end_matches('/')));
+        let profiled = self.context.metrics.profilers().begin("lookup", request.pid(), path);
+        let guard = self.context.requests.begin(request.pid(), 0, profiled);
         let (namespace, name) = (self.context.namespace.clone(), name.to_owned());
         let answer = namespace.lookup(parent.0, &name);
         let late = {
@@ -287,7 +296,8 @@ impl Filesystem for SeaweedFilesystem {
     }
 
     fn getattr(&self, request: &Request, node: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        let guard = self.context.requests.begin(request.pid(), 0);
+        let profiled = self.profile(request, "getattr", node);
+        let guard = self.context.requests.begin(request.pid(), 0, profiled);
         self.with_attributes(request, node.0, move |stat| {
             drop(guard);
             match stat {
@@ -298,7 +308,9 @@ impl Filesystem for SeaweedFilesystem {
     }
 
     fn readlink(&self, request: &Request, node: INodeNo, reply: ReplyData) {
+        let profiled = self.profile(request, "readlink", node);
         self.with_attributes(request, node.0, move |stat| {
+            drop(profiled);
             match stat.map(|stat| stat.entry.content.clone()) {
                 Ok(Content::Target(target)) => reply.data(target.as_bytes()),
                 Ok(_) => reply.error(Errno::EINVAL),
@@ -311,7 +323,8 @@ impl Filesystem for SeaweedFilesystem {
         // Without passthrough an open has nothing to choose: a node is one version of a file, so a
         // read needs no handle. After ENOSYS the kernel sends no OPEN or RELEASE again.
         let Some(opens) = self.context.opens.get() else { return reply.error(Errno::ENOSYS) };
-        let guard = self.context.requests.begin(request.pid(), 0);
+        let profiled = self.profile(request, "open", node);
+        let guard = self.context.requests.begin(request.pid(), 0, profiled);
         self.undo_open(request, node);
         let (version, backing) = match self.open_handle(opens, node, flags) {
             Ok(entered) => entered,
@@ -339,7 +352,7 @@ impl Filesystem for SeaweedFilesystem {
 
     fn release(
         &self,
-        _: &Request,
+        request: &Request,
         node: INodeNo,
         handle: FileHandle,
         _: OpenFlags,
@@ -347,6 +360,7 @@ impl Filesystem for SeaweedFilesystem {
         _: bool,
         reply: ReplyEmpty,
     ) {
+        let _profiled = self.profile(request, "release", node);
         // Before the answer, after which the kernel may forget the node and its number may be
         // reused.
         self.release_handle(node, handle.0);
@@ -367,7 +381,8 @@ impl Filesystem for SeaweedFilesystem {
         if size > session::MAX_READ {
             return reply.error(Errno::EINVAL);
         }
-        let guard = self.context.requests.begin(request.pid(), size);
+        let profiled = self.profile(request, "read", node);
+        let mut guard = self.context.requests.begin(request.pid(), size, profiled);
         let version = match self.context.namespace.version(node.0) {
             Ok(version) => version,
             Err(error) => return reply.error(errno(&error)),
@@ -380,6 +395,7 @@ impl Filesystem for SeaweedFilesystem {
         let (size, hit) = (version.size(), matches!(answer, read::ReadReply::Ready(_)));
         match answer {
             read::ReadReply::Ready(data) => {
+                guard.transferred(data.len());
                 drop(guard);
                 reply.data(&data);
             }
@@ -388,6 +404,9 @@ impl Filesystem for SeaweedFilesystem {
                 let caller = request.pid();
                 self.context.spawn(async move {
                     let data = unless_killed(caller, data).await;
+                    if let Some(Ok(data)) = &data {
+                        guard.transferred(data.len());
+                    }
                     drop(guard);
                     match data {
                         None => reply.error(Errno::EINTR),
@@ -409,6 +428,7 @@ impl Filesystem for SeaweedFilesystem {
     }
 
     fn opendir(&self, request: &Request, node: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let _profiled = self.profile(request, "opendir", node);
         self.undo_open(request, node);
         match DirectoryHandle::open(&self.context, node.0) {
             Ok((handle, flags)) => {
@@ -426,9 +446,17 @@ impl Filesystem for SeaweedFilesystem {
         }
     }
 
-    fn readdir(&self, request: &Request, _: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectory) {
+    fn readdir(
+        &self,
+        request: &Request,
+        node: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        reply: ReplyDirectory,
+    ) {
+        let profiled = self.profile(request, "readdir", node);
         match self.directories.get(handle.0) {
-            Some(handle) => handle.read(ReaddirRequest::of(request, &self.context), offset, reply),
+            Some(handle) => handle.read(ReaddirRequest::of(request, &self.context, profiled), offset, reply),
             None => reply.error(Errno::EBADF),
         }
     }
@@ -436,32 +464,47 @@ impl Filesystem for SeaweedFilesystem {
     fn readdirplus(
         &self,
         request: &Request,
-        _: INodeNo,
+        node: INodeNo,
         handle: FileHandle,
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
+        let profiled = self.profile(request, "readdirplus", node);
         match self.directories.get(handle.0) {
-            Some(handle) => handle.read(ReaddirRequest::of(request, &self.context), offset, reply),
+            Some(handle) => handle.read(ReaddirRequest::of(request, &self.context, profiled), offset, reply),
             None => reply.error(Errno::EBADF),
         }
     }
 
-    fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+    fn releasedir(
+        &self,
+        request: &Request,
+        node: INodeNo,
+        handle: FileHandle,
+        _: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        let _profiled = self.profile(request, "releasedir", node);
         self.context.handles.closed(handle.0);
         drop(self.directories.remove(handle.0));
         reply.ok();
     }
 
-    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+    fn statfs(&self, request: &Request, node: INodeNo, reply: ReplyStatfs) {
+        let profiled = self.profile(request, "statfs", node);
         let usage = self.context.usage.clone();
         match usage.latest() {
             NowOrLater::Now(usage) => statfs::reply(usage, reply),
-            NowOrLater::Later(usage) => self.context.spawn(async move { statfs::reply(usage.await, reply) }),
+            NowOrLater::Later(usage) => self.context.spawn(async move {
+                let usage = usage.await;
+                drop(profiled);
+                statfs::reply(usage, reply);
+            }),
         }
     }
 
     fn getxattr(&self, request: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let profiled = self.profile(request, "getxattr", node);
         let Some(name) = name.to_str().map(str::to_owned) else { return reply.error(Errno::ENODATA) };
         if name == xattr::STATUS_XATTR {
             let value = xattr::status_value(self.context.status_api.get().copied());
@@ -471,16 +514,23 @@ impl Filesystem for SeaweedFilesystem {
             let ticket = self.context.read_ticket(node.0, request.uid());
             return xattr::reply(reply, size, ticket.as_deref().map(str::as_bytes));
         }
-        self.with_attributes(request, node.0, move |stat| match stat {
-            Ok(stat) => xattr::reply(reply, size, attr::xattr(&stat.entry.xattrs, &name)),
-            Err(error) => reply.error(errno(&error)),
+        self.with_attributes(request, node.0, move |stat| {
+            drop(profiled);
+            match stat {
+                Ok(stat) => xattr::reply(reply, size, attr::xattr(&stat.entry.xattrs, &name)),
+                Err(error) => reply.error(errno(&error)),
+            }
         });
     }
 
     fn listxattr(&self, request: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
-        self.with_attributes(request, node.0, move |stat| match stat {
-            Ok(stat) => xattr::reply(reply, size, Some(&attr::xattr_names(&stat.entry.xattrs))),
-            Err(error) => reply.error(errno(&error)),
+        let profiled = self.profile(request, "listxattr", node);
+        self.with_attributes(request, node.0, move |stat| {
+            drop(profiled);
+            match stat {
+                Ok(stat) => xattr::reply(reply, size, Some(&attr::xattr_names(&stat.entry.xattrs))),
+                Err(error) => reply.error(errno(&error)),
+            }
         });
     }
 

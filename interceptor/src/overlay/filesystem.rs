@@ -40,6 +40,7 @@ use crate::fuse::{capabilities, session, xattr};
 use crate::read::ReadReply;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Source;
+use crate::telemetry::request_profile::ProfiledRequest;
 use crate::warmup::ticket::{READ_TICKET_XATTR, ReadTicket, TicketIssuer};
 
 /// How long the kernel may cache names and attributes; most lower mounts grant the same. Changes
@@ -147,12 +148,13 @@ struct PendingRead {
 
 /// Answers a read from the lower mount. Blocks.
 fn read_lower(metrics: &Metrics, file: &OpenFile, offset: u64, len: usize, pending: PendingRead) {
-    let PendingRead { begun, in_flight, reply, .. } = pending;
+    let PendingRead { begun, mut in_flight, reply, .. } = pending;
     BUFFER.with_borrow_mut(|buffer| {
         if buffer.len() < len {
             buffer.resize(len, 0);
         }
         let read = file.read(&mut buffer[..len], offset);
+        in_flight.transferred(*read.as_ref().unwrap_or(&0));
         drop(in_flight);
         match read {
             Ok(read) => {
@@ -173,12 +175,13 @@ impl OverlayFs {
         file: Arc<OpenFile>,
         offset: u64,
         len: usize,
-        pending: PendingRead,
+        mut pending: PendingRead,
     ) {
         // Prefetch spawns tasks.
         let _runtime = source.runtime().enter();
         match source.reader().read(&served.version, offset, len, pending.caller) {
             ReadReply::Ready(data) => {
+                pending.in_flight.transferred(data.len());
                 drop(pending.in_flight);
                 pending.reply.data(&data);
             }
@@ -191,6 +194,7 @@ impl OverlayFs {
                             pending.reply.error(Errno::EINTR);
                         }
                         Some(Ok(data)) => {
+                            pending.in_flight.transferred(data.len());
                             drop(pending.in_flight);
                             pending.reply.data(&data);
                         }
@@ -210,9 +214,36 @@ impl OverlayFs {
 
     /// Runs `work` for a request, which is counted as in flight meanwhile. The caller then
     /// replies.
-    fn track<T>(&self, request: &Request, work: impl FnOnce() -> T) -> T {
-        let _in_flight = self.requests.begin(request.pid(), 0);
+    fn track<T>(&self, request: &Request, profiled: ProfiledRequest, work: impl FnOnce() -> T) -> T {
+        let _in_flight = self.requests.begin(request.pid(), 0, profiled);
         work()
+    }
+
+    /// A request for `inode`, for profiles.
+    fn profile(&self, request: &Request, operation: &'static str, inode: INodeNo) -> ProfiledRequest {
+        let path = || Some(self.profiled_path(&self.tree.inodes().get(inode.0)?.shown_path()?));
+        self.metrics.profilers().begin(operation, request.pid(), path)
+    }
+
+    /// A request for the entry `name` of the directory `parent`, for profiles.
+    fn profile_entry(
+        &self,
+        request: &Request,
+        operation: &'static str,
+        parent: INodeNo,
+        name: &OsStr,
+    ) -> ProfiledRequest {
+        let path = || {
+            let directory = self.tree.inodes().get(parent.0)?.shown_path()?;
+            Some(self.profiled_path(&format!("{directory}/{}", name.to_string_lossy())))
+        };
+        self.metrics.profilers().begin(operation, request.pid(), path)
+    }
+
+    /// The path of a file as `interceptor trace` shows it, from that below the overlay's root.
+    fn profiled_path(&self, path: &str) -> String {
+        let path = self.metrics.slow_reads().followers().path_of(path);
+        if path.is_empty() { "/".into() } else { path }
     }
 
     /// A ticket for a caller who may read the file `inode`.
@@ -309,7 +340,11 @@ impl Filesystem for OverlayFs {
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        reply_entry(reply, self.track(request, || self.tree.lookup(parent.0, name, caller(request))));
+        let profiled = self.profile_entry(request, "lookup", parent, name);
+        reply_entry(
+            reply,
+            self.track(request, profiled, || self.tree.lookup(parent.0, name, caller(request))),
+        );
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, lookups: u64) {
@@ -317,7 +352,8 @@ impl Filesystem for OverlayFs {
     }
 
     fn getattr(&self, request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        let attributes = self.track(request, || self.tree.attributes(ino.0, caller(request)));
+        let profiled = self.profile(request, "getattr", ino);
+        let attributes = self.track(request, profiled, || self.tree.attributes(ino.0, caller(request)));
         reply_attributes(reply, ino, attributes);
     }
 
@@ -341,12 +377,15 @@ impl Filesystem for OverlayFs {
     ) {
         let open = handle.and_then(|handle| self.files.get(handle.0));
         let change = AttributeChange { mode, user, group, size, accessed, modified };
-        let changed =
-            self.track(request, || self.tree.set_attributes(ino.0, change, open.as_deref(), caller(request)));
+        let profiled = self.profile(request, "setattr", ino);
+        let changed = self.track(request, profiled, || {
+            self.tree.set_attributes(ino.0, change, open.as_deref(), caller(request))
+        });
         reply_attributes(reply, ino, changed);
     }
 
     fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
+        let _profiled = self.profile(request, "readlink", ino);
         match self.tree.link_target(ino.0, caller(request)) {
             Ok(target) => reply.data(target.as_encoded_bytes()),
             Err(error) => reply.error(errno(&error)),
@@ -364,7 +403,11 @@ impl Filesystem for OverlayFs {
         reply: ReplyEntry,
     ) {
         let new = NewEntry { parent: parent.0, name, caller: caller(request) };
-        reply_entry(reply, self.track(request, || self.tree.mknod(new, CreateMode { mode, umask }, device)));
+        let profiled = self.profile_entry(request, "mknod", parent, name);
+        reply_entry(
+            reply,
+            self.track(request, profiled, || self.tree.mknod(new, CreateMode { mode, umask }, device)),
+        );
     }
 
     fn mkdir(
@@ -377,20 +420,33 @@ impl Filesystem for OverlayFs {
         reply: ReplyEntry,
     ) {
         let new = NewEntry { parent: parent.0, name, caller: caller(request) };
-        reply_entry(reply, self.track(request, || self.tree.make_directory(new, CreateMode { mode, umask })));
+        let profiled = self.profile_entry(request, "mkdir", parent, name);
+        reply_entry(
+            reply,
+            self.track(request, profiled, || self.tree.make_directory(new, CreateMode { mode, umask })),
+        );
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply_empty(reply, self.track(request, || self.tree.remove(parent.0, name, false, caller(request))));
+        let profiled = self.profile_entry(request, "unlink", parent, name);
+        reply_empty(
+            reply,
+            self.track(request, profiled, || self.tree.remove(parent.0, name, false, caller(request))),
+        );
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply_empty(reply, self.track(request, || self.tree.remove(parent.0, name, true, caller(request))));
+        let profiled = self.profile_entry(request, "rmdir", parent, name);
+        reply_empty(
+            reply,
+            self.track(request, profiled, || self.tree.remove(parent.0, name, true, caller(request))),
+        );
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let new = NewEntry { parent: parent.0, name, caller: caller(request) };
-        reply_entry(reply, self.track(request, || self.tree.make_symlink(new, target)));
+        let profiled = self.profile_entry(request, "symlink", parent, name);
+        reply_entry(reply, self.track(request, profiled, || self.tree.make_symlink(new, target)));
     }
 
     fn rename(
@@ -404,7 +460,11 @@ impl Filesystem for OverlayFs {
         reply: ReplyEmpty,
     ) {
         let (from, to) = ((parent.0, name), (new_parent.0, new_name));
-        reply_empty(reply, self.track(request, || self.tree.rename(from, to, flags.bits(), caller(request))));
+        let profiled = self.profile_entry(request, "rename", parent, name);
+        reply_empty(
+            reply,
+            self.track(request, profiled, || self.tree.rename(from, to, flags.bits(), caller(request))),
+        );
     }
 
     fn link(
@@ -416,11 +476,13 @@ impl Filesystem for OverlayFs {
         reply: ReplyEntry,
     ) {
         let new = NewEntry { parent: new_parent.0, name: new_name, caller: caller(request) };
-        reply_entry(reply, self.track(request, || self.tree.hard_link(ino.0, new)));
+        let profiled = self.profile_entry(request, "link", new_parent, new_name);
+        reply_entry(reply, self.track(request, profiled, || self.tree.hard_link(ino.0, new)));
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        match self.track(request, || self.open_lower(ino.0, flags.0, caller(request))) {
+        let profiled = self.profile(request, "open", ino);
+        match self.track(request, profiled, || self.open_lower(ino.0, flags.0, caller(request))) {
             Ok((file, how)) => reply.opened(FileHandle(self.files.insert(file)), how),
             Err(error) => reply.error(errno(&error)),
         }
@@ -437,7 +499,8 @@ impl Filesystem for OverlayFs {
         reply: ReplyCreate,
     ) {
         let new = NewEntry { parent: parent.0, name, caller: caller(request) };
-        match self.track(request, || self.tree.create(new, CreateMode { mode, umask }, flags)) {
+        let profiled = self.profile_entry(request, "create", parent, name);
+        match self.track(request, profiled, || self.tree.create(new, CreateMode { mode, umask }, flags)) {
             Ok((file, attributes)) => {
                 let (attr, generation) = (attributes.reply(file.inode.id), Generation(file.inode.generation));
                 let handle = FileHandle(self.files.insert(Arc::new(file)));
@@ -450,7 +513,7 @@ impl Filesystem for OverlayFs {
     fn read(
         &self,
         request: &Request,
-        _: INodeNo,
+        ino: INodeNo,
         handle: FileHandle,
         offset: u64,
         size: u32,
@@ -461,7 +524,8 @@ impl Filesystem for OverlayFs {
         if size > session::MAX_READ {
             return reply.error(Errno::EINVAL);
         }
-        let (begun, in_flight) = (Instant::now(), self.requests.begin(request.pid(), size));
+        let profiled = self.profile(request, "read", ino);
+        let (begun, in_flight) = (Instant::now(), self.requests.begin(request.pid(), size, profiled));
         let file = match self.file(handle) {
             Ok(file) => file,
             Err(error) => return reply.error(errno(&error)),
@@ -477,7 +541,7 @@ impl Filesystem for OverlayFs {
     fn write(
         &self,
         request: &Request,
-        _: INodeNo,
+        ino: INodeNo,
         handle: FileHandle,
         offset: u64,
         data: &[u8],
@@ -487,36 +551,44 @@ impl Filesystem for OverlayFs {
         reply: ReplyWrite,
     ) {
         let mapped = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        let write = || self.file(handle).and_then(|file| file.write(data, offset, flags.0, mapped));
+        let profiled = self.profile(request, "write", ino);
         // The kernel cuts a large write into small requests to the lower daemon, one after
         // another.
-        reply_written(reply, self.track(request, write));
+        let mut in_flight = self.requests.begin(request.pid(), 0, profiled);
+        let written = self.file(handle).and_then(|file| file.write(data, offset, flags.0, mapped));
+        in_flight.transferred(*written.as_ref().unwrap_or(&0));
+        drop(in_flight);
+        reply_written(reply, written);
     }
 
-    fn flush(&self, request: &Request, _: INodeNo, handle: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        reply_empty(reply, self.track(request, || self.file(handle)?.flush()));
+    fn flush(&self, request: &Request, ino: INodeNo, handle: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        let profiled = self.profile(request, "flush", ino);
+        reply_empty(reply, self.track(request, profiled, || self.file(handle)?.flush()));
     }
 
     fn release(
         &self,
-        _: &Request,
-        _: INodeNo,
+        request: &Request,
+        ino: INodeNo,
         handle: FileHandle,
         _: OpenFlags,
         _: Option<LockOwner>,
         _: bool,
         reply: ReplyEmpty,
     ) {
+        let _profiled = self.profile(request, "release", ino);
         // Before the reply: a program that waits for it finds the lower file closed.
         drop(self.files.remove(handle.0));
         reply.ok();
     }
 
-    fn fsync(&self, _: &Request, _: INodeNo, handle: FileHandle, only_data: bool, reply: ReplyEmpty) {
+    fn fsync(&self, request: &Request, ino: INodeNo, handle: FileHandle, only_data: bool, reply: ReplyEmpty) {
+        let _profiled = self.profile(request, "fsync", ino);
         reply_empty(reply, self.file(handle).and_then(|file| file.sync(only_data)));
     }
 
     fn opendir(&self, request: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let _profiled = self.profile(request, "opendir", ino);
         let opened = self.tree.inode(ino.0).and_then(|inode| {
             let _credentials = self.tree.impersonate_if_lower_checks(caller(request));
             self.tree.open_directory(&inode)
@@ -530,7 +602,15 @@ impl Filesystem for OverlayFs {
         }
     }
 
-    fn readdir(&self, _: &Request, _: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    fn readdir(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let _profiled = self.profile(request, "readdir", ino);
         let done = self.directory(handle).and_then(|directory| {
             directory.read(offset, |entry| {
                 let kind = match attributes::kind(entry.file_type) {
@@ -554,11 +634,12 @@ impl Filesystem for OverlayFs {
     fn readdirplus(
         &self,
         request: &Request,
-        _: INodeNo,
+        ino: INodeNo,
         handle: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
+        let _profiled = self.profile(request, "readdirplus", ino);
         let (caller, mut added) = (caller(request), false);
         let done = self.directory(handle).and_then(|directory| {
             directory.read(offset, |entry| {
@@ -576,16 +657,33 @@ impl Filesystem for OverlayFs {
         }
     }
 
-    fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+    fn releasedir(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        _: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        let _profiled = self.profile(request, "releasedir", ino);
         drop(self.directories.remove(handle.0));
         reply.ok();
     }
 
-    fn fsyncdir(&self, _: &Request, _: INodeNo, handle: FileHandle, only_data: bool, reply: ReplyEmpty) {
+    fn fsyncdir(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        only_data: bool,
+        reply: ReplyEmpty,
+    ) {
+        let _profiled = self.profile(request, "fsyncdir", ino);
         reply_empty(reply, self.directory(handle).and_then(|directory| directory.sync(only_data)));
     }
 
-    fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {
+    fn statfs(&self, request: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        let _profiled = self.profile(request, "statfs", ino);
         match self.tree.statfs(ino.0) {
             Ok(space) => reply.statfs(
                 space.f_blocks,
@@ -611,10 +709,12 @@ impl Filesystem for OverlayFs {
         _: u32,
         reply: ReplyEmpty,
     ) {
+        let _profiled = self.profile(request, "setxattr", ino);
         reply_empty(reply, self.tree.set_xattr(ino.0, name, value, flags, caller(request)));
     }
 
     fn getxattr(&self, request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let _profiled = self.profile(request, "getxattr", ino);
         // Without a source, files are the lower mount's, whose own daemon may know them; the root
         // leads to this daemon all the same.
         if name == STATUS_XATTR && (self.source.is_some() || ino == INodeNo::ROOT) {
@@ -631,6 +731,7 @@ impl Filesystem for OverlayFs {
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let _profiled = self.profile(request, "listxattr", ino);
         match self.tree.list_xattrs(ino.0, caller(request)) {
             Ok(names) => xattr::reply(reply, size, Some(&names)),
             Err(error) => reply.error(errno(&error)),
@@ -638,35 +739,39 @@ impl Filesystem for OverlayFs {
     }
 
     fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _profiled = self.profile(request, "removexattr", ino);
         reply_empty(reply, self.tree.remove_xattr(ino.0, name, caller(request)));
     }
 
     fn access(&self, request: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+        let _profiled = self.profile(request, "access", ino);
         reply_empty(reply, self.tree.access(ino.0, mask.bits(), caller(request)));
     }
 
     fn fallocate(
         &self,
-        _: &Request,
-        _: INodeNo,
+        request: &Request,
+        ino: INodeNo,
         handle: FileHandle,
         offset: u64,
         length: u64,
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        let _profiled = self.profile(request, "fallocate", ino);
         reply_empty(reply, self.file(handle).and_then(|file| file.allocate(mode, offset, length)));
     }
 
     fn lseek(
         &self,
-        _: &Request,
-        _: INodeNo,
+        request: &Request,
+        ino: INodeNo,
         handle: FileHandle,
         offset: i64,
         whence: i32,
         reply: ReplyLseek,
     ) {
+        let _profiled = self.profile(request, "lseek", ino);
         let found = u64::try_from(offset)
             .map_err(|_| io::Error::from_raw_os_error(libc::ENXIO))
             .and_then(|offset| self.file(handle)?.seek(offset, whence));
@@ -678,8 +783,8 @@ impl Filesystem for OverlayFs {
 
     fn copy_file_range(
         &self,
-        _: &Request,
-        _: INodeNo,
+        request: &Request,
+        ino: INodeNo,
         from: FileHandle,
         from_offset: u64,
         _: INodeNo,
@@ -689,10 +794,13 @@ impl Filesystem for OverlayFs {
         _: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
+        let mut profiled = self.profile(request, "copy_file_range", ino);
         let copied = self.file(from).and_then(|from| {
             let (to, len) = (self.file(to)?, len.min(MAX_COPY) as usize);
             from.copy_to(from_offset, &to, to_offset, len)
         });
+        profiled.transferred(*copied.as_ref().unwrap_or(&0));
+        drop(profiled);
         reply_written(reply, copied);
     }
 

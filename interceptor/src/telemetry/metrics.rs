@@ -21,6 +21,7 @@ use super::health::{FilerHealth, VolumeServerHealth};
 use super::kernel::KernelCounts;
 pub use super::labels::{KernelEventKind, OpenMode, Outcome, Source, Trigger};
 use super::ratios::AnsweredBytes;
+use super::request_profile::RequestProfilers;
 use super::shard::{FlowCounter, Sharded};
 use super::slow_reads::SlowReads;
 pub use super::totals::Totals;
@@ -173,6 +174,7 @@ pub struct Metrics {
     gauges: Mutex<Gauges>,
     window_samples: Mutex<WindowSamples>,
     slow_reads: SlowReads,
+    profilers: Arc<RequestProfilers>,
 }
 
 impl Metrics {
@@ -184,6 +186,7 @@ impl Metrics {
             gauges: Mutex::default(),
             window_samples: Mutex::new(WindowSamples::new(Instant::now())),
             slow_reads: SlowReads::default(),
+            profilers: Arc::default(),
         })
     }
 
@@ -203,6 +206,11 @@ impl Metrics {
     /// The reads that wait, and those that waited for long.
     pub fn slow_reads(&self) -> &SlowReads {
         &self.slow_reads
+    }
+
+    /// The profiles of requests.
+    pub fn profilers(&self) -> &Arc<RequestProfilers> {
+        &self.profilers
     }
 
     /// Counts `bytes` fetched from `source`. `elapsed` includes retries.

@@ -9,6 +9,7 @@
 //!     │           └─► otlp ─────────────────────► a collector      the same, and slow reads
 //!     │  └───► ratios, history ──► live ──────► /api/v1/live     a snapshot every second
 //!     │  └───► followers ────► trace ────────► /api/v1/trace    reads, while somebody asks
+//!     │  └───► profilers ────► profile ──────► /api/v1/profile  requests, while somebody asks
 //!  Status ───► report ────────────┘└──────────► /api/v1/status   health, activity: on request
 //!                                  page ──────► /                shows what live sends
 //! ```
@@ -28,9 +29,11 @@ pub mod miss_ratio;
 pub mod otlp;
 mod page;
 pub mod peer;
+pub mod profile;
 pub mod ratios;
 pub mod read_followers;
 pub mod report;
+pub mod request_profile;
 pub mod server;
 mod shard;
 pub mod slow_reads;

@@ -35,6 +35,11 @@ struct Follower {
     left_out: Arc<AtomicU64>,
 }
 
+/// Whether `path` is the one of `tree`, which has no slash at its end, or below it.
+pub(super) fn is_in_tree(path: &str, tree: &str) -> bool {
+    path.strip_prefix(tree).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
 /// The reads of one follower. When it is dropped, it follows no more.
 #[derive(Debug)]
 pub struct FollowedReads {
@@ -54,6 +59,12 @@ impl ReadFollowers {
     pub fn set_root(&self, root: &str) {
         // There is only one.
         let _ = self.root.set(root.trim_end_matches('/').into());
+    }
+
+    /// The path that what is at `path` from the root of the mount on has for reads.
+    pub fn path_of(&self, path: &str) -> String {
+        let root = self.root.get().map_or("", |root| root);
+        format!("{root}{}", path.trim_end_matches('/'))
     }
 
     /// Follows the reads of `tree`, a path from the root of the mount on such as `/dir/file`, or
@@ -88,11 +99,9 @@ impl ReadFollowers {
         let mut has_left = false;
         let mut places = Vec::new();
         for follower in &*self.followers.read() {
-            let rest = path.strip_prefix(&*follower.tree);
-            let is_followed = rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
             if follower.queue.is_closed() {
                 has_left = true;
-            } else if is_followed {
+            } else if is_in_tree(path, &follower.tree) {
                 match follower.queue.clone().try_reserve_owned() {
                     Ok(place) => places.push(place),
                     Err(_) => _ = follower.left_out.fetch_add(1, Relaxed),

@@ -24,6 +24,7 @@ use super::export;
 use super::live::Live;
 use super::page::{self, SECURITY_POLICY};
 use super::peer::Peer;
+use super::profile;
 use super::report::{self, ApiAccess, StatusReport};
 use super::status::Status;
 use super::tls::{StatusCertificate, StatusListener};
@@ -111,6 +112,7 @@ fn router(status: Arc<Status>, live: Arc<Live>, guard: Arc<AccessGuard>, more: R
         .with_state(status.clone())
         .merge(live.router())
         .merge(trace::router(status.clone()))
+        .merge(profile::router(status.clone()))
         .merge(more)
         .route_layer(middleware::from_fn_with_state(guard, access::guard))
         // Service managers have no token, and these answers show no names of files.

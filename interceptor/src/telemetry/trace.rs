@@ -52,11 +52,23 @@ pub(crate) struct EndEvent {
 
 /// What is asked for.
 #[derive(Debug, Deserialize)]
-struct TraceQuery {
+pub(super) struct TraceQuery {
     #[serde(default)]
-    path: String,
+    pub(super) path: String,
     #[serde(default = "default_seconds")]
-    seconds: u64,
+    pub(super) seconds: u64,
+}
+
+impl TraceQuery {
+    pub(super) fn check(&self) -> Result<(), TraceError> {
+        if !self.path.is_empty() && !self.path.starts_with('/') {
+            return Err(TraceError::Path);
+        }
+        if !(1..=MAX_SECONDS).contains(&self.seconds) {
+            return Err(TraceError::Seconds);
+        }
+        Ok(())
+    }
 }
 
 fn default_seconds() -> u64 {
@@ -65,7 +77,7 @@ fn default_seconds() -> u64 {
 
 /// Why a request is refused.
 #[derive(Debug, PartialEq, Eq)]
-enum TraceError {
+pub(super) enum TraceError {
     Path,
     Seconds,
 }
@@ -89,12 +101,7 @@ async fn trace(
     State(status): State<Arc<Status>>,
     Query(query): Query<TraceQuery>,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, TraceError> {
-    if !query.path.is_empty() && !query.path.starts_with('/') {
-        return Err(TraceError::Path);
-    }
-    if !(1..=MAX_SECONDS).contains(&query.seconds) {
-        return Err(TraceError::Seconds);
-    }
+    query.check()?;
     let reads = status.metrics().slow_reads().followers().follow(&query.path);
     let until = Instant::now() + Duration::from_secs(query.seconds);
     Ok(Sse::new(events(reads, until)).keep_alive(KeepAlive::default()))
@@ -143,7 +150,7 @@ async fn next_before(reads: &mut FollowedReads, until: Instant) -> Option<Arc<An
 }
 
 /// An event. The types in use consist of numbers and strings, which can be written.
-fn event(name: &str, data: &impl Serialize) -> Event {
+pub(super) fn event(name: &str, data: &impl Serialize) -> Event {
     Event::default().event(name).json_data(data).unwrap_or_else(|_| Event::default().event(name))
 }
 
