@@ -19,7 +19,9 @@ mod mount_helper;
 mod mounts_api;
 mod observe;
 mod options;
+mod profile;
 mod reload;
+mod server_events;
 mod signals;
 mod status;
 mod status_place;
@@ -55,6 +57,7 @@ use list::ListOptions;
 use mount::MountPlan;
 use observe::ObserveOptions;
 use options::{MountOptions, OptionError};
+use profile::ProfileOptions;
 use reload::ReloadOptions;
 use status::StatusOptions;
 use top::TopOptions;
@@ -147,6 +150,17 @@ A line has how long the application waited for the daemon, the file, offset and 
 `memory` or what was waited for: each request with its server, how long it took, and when its first byte
 came. A summary follows on standard error. What the kernel answers by itself (page cache, passthrough) is
 not there: `interceptor observe` and `status` count it. Exits with 0, or with 130 after Ctrl-C.";
+
+const PROFILE_EXAMPLES: &str = "\
+Examples:
+  interceptor profile /mnt/data
+  interceptor profile /mnt/data/train --for 1m --by process
+  interceptor profile --json /mnt/data | jq '.files[] | select(.count > 1000)'
+
+What took longest in total comes first. Times are those from the arrival of a request at the daemon to its
+answer; requests overlap, so that they may add up to more than the time that went by. What the kernel answers
+by itself (page cache, names that it remembers, passthrough) is not there: `interceptor observe` and `status`
+count it. Process 0 is the kernel, which releases files by itself. Exits with 0, also after Ctrl-C.";
 
 const LIST_EXAMPLES: &str = "\
 Examples:
@@ -241,6 +255,9 @@ enum Command {
     /// Show each read of a file or tree while it is answered, and what it waited for
     #[command(after_help = TRACE_EXAMPLES)]
     Trace(TraceOptions),
+    /// Count what is asked of a mount, by operation, file and process
+    #[command(after_help = PROFILE_EXAMPLES)]
+    Profile(ProfileOptions),
     /// List the mounts and attached paths of this host
     #[command(after_help = LIST_EXAMPLES)]
     List(ListOptions),
@@ -347,6 +364,7 @@ fn run(
         Command::Top(options) => done(top::run(options)),
         Command::Observe(options) => done(observe::run(options)),
         Command::Trace(options) => Ok(trace::run(options)?),
+        Command::Profile(options) => Ok(profile::run(options)?),
         Command::List(options) => done(list::run(options)),
         Command::Unmount(options) => done(unmount::run(options)),
         Command::Reload(options) => done(reload::run(options)),

@@ -4,7 +4,7 @@
 //! that a terminal that stands still holds nobody up. What the kernel answers from its page cache
 //! or by passthrough never comes to the daemon, and so is not shown.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -14,31 +14,28 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::{Context, anyhow};
 use clap::{Args, ValueHint};
 use daemon::size::ByteSize;
 use daemon::{duration, output};
-use form_urlencoded::Serializer;
 use serde_json::json;
 
 use super::http::StatusClient;
 use super::mount_address::{ATTRIBUTE_TIMEOUT, address_in_time, answer_of, place_of};
+use super::server_events::{ServerEvents, events_of};
 use super::signals::{INTERRUPTED_EXIT_CODE, noted_signals};
 use super::untrusted::plain;
 use crate::telemetry::answered_read::StepList;
 use crate::telemetry::trace::{END, EndEvent, MAX_SECONDS, READ, ReadEvent};
 
 /// For how long reads may be followed.
-const TIMES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(MAX_SECONDS);
+pub(super) const TIMES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(MAX_SECONDS);
 
 /// Reads that wait to be printed. The daemon queues some more.
 const QUEUED_EVENTS: usize = 4096;
 
-/// The longest line of an event: a read with all its steps, whose errors may be long.
-const MAX_LINE_BYTES: u64 = 1 << 20;
-
 /// How often the end and signals are looked for.
-const POLL_INTERVAL: Duration = Duration::from_millis(100);
+pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Follows the reads of a file or tree, and what each of them waits for.
 #[derive(Debug, Clone, Args)]
@@ -86,29 +83,17 @@ pub(super) fn run(options: &TraceOptions) -> anyhow::Result<ExitCode> {
     let address = address_in_time(&place.mount)?;
     let client =
         StatusClient { token_file: options.status_token_file.clone(), ..StatusClient::at(address.clone()) };
-    let inside = place.path.to_str().context("the status API takes paths in UTF-8 only")?;
-    // The daemon counts whole seconds.
-    let seconds = options.time.as_secs_f64().ceil() as u64;
-    let mut query = Serializer::for_suffix("/api/v1/trace?".to_owned(), "/api/v1/trace?".len());
-    let query = query.append_pair("path", inside).append_pair("seconds", &seconds.to_string()).finish();
-    let (code, body) = client
-        .stream(&query, Duration::from_secs(seconds))
+    let events = events_of(&client, "/api/v1/trace", &place.path, options.time)
         .with_context(|| format!("the daemon of {} at {address}", place.mount.path.display()))?;
-    match code {
-        200 => {}
-        401 => bail!("the daemon answers only with its token (--status-token-file)"),
-        404 => bail!("the daemon is of a version that cannot be traced: interceptor mount --restart"),
-        other => bail!("the daemon answers with HTTP status {other}"),
-    }
     output::note(format_args!("following reads of {} for {:?}", options.path.display(), options.time));
     let interrupted = noted_signals()?;
     let missed = Arc::new(AtomicU64::new(0));
-    let (sender, events) = sync_channel(QUEUED_EVENTS);
+    let (sender, reads) = sync_channel(QUEUED_EVENTS);
     let counted = missed.clone();
     let reading = thread::Builder::new().name("events".into());
-    let reading = reading.spawn(move || take_events(body, &sender, &counted))?;
+    let reading = reading.spawn(move || take_events(events, &sender, &counted))?;
     let mut totals = Totals::default();
-    let shown = show(&events, options.json, &interrupted, &mut totals);
+    let shown = show(&reads, options.json, &interrupted, &mut totals);
     totals.left_out += missed.load(Ordering::Relaxed);
     output::note(summary(&totals));
     shown?;
@@ -150,36 +135,28 @@ fn show(
 }
 
 /// Passes events on as they come, to the last one. Those for which there is no room are counted.
-fn take_events(body: impl Read, events: &SyncSender<TraceEvent>, missed: &AtomicU64) -> anyhow::Result<()> {
-    let mut body = BufReader::new(body);
-    let (mut name, mut line) = (String::new(), String::new());
+fn take_events(
+    mut events: ServerEvents<impl Read>,
+    taken: &SyncSender<TraceEvent>,
+    missed: &AtomicU64,
+) -> anyhow::Result<()> {
     loop {
-        line.clear();
-        let length = body.by_ref().take(MAX_LINE_BYTES).read_line(&mut line);
-        if length.context("the connection to the daemon broke")? == 0 {
-            bail!("the daemon has ended, or the mount was taken over by another process");
-        }
-        ensure!(line.ends_with('\n'), "the daemon sent a line that is too long");
-        if let Some(text) = line.strip_prefix("event: ") {
-            text.trim_end().clone_into(&mut name);
-        } else if let Some(data) = line.strip_prefix("data: ") {
-            match name.as_str() {
-                READ => {
-                    let event = serde_json::from_str(data).context("the daemon sent no read")?;
-                    match events.try_send(TraceEvent::Read(Box::new(event))) {
-                        Ok(()) => {}
-                        Err(TrySendError::Full(_)) => _ = missed.fetch_add(1, Ordering::Relaxed),
-                        Err(TrySendError::Disconnected(_)) => return Ok(()),
-                    }
+        match events.next()? {
+            (READ, data) => {
+                let event = serde_json::from_str(data).context("the daemon sent no read")?;
+                match taken.try_send(TraceEvent::Read(Box::new(event))) {
+                    Ok(()) => {}
+                    Err(TrySendError::Full(_)) => _ = missed.fetch_add(1, Ordering::Relaxed),
+                    Err(TrySendError::Disconnected(_)) => return Ok(()),
                 }
-                END => {
-                    let event = serde_json::from_str(data).context("the daemon sent no end")?;
-                    // Fails if nobody waits any more.
-                    let _ = events.send(TraceEvent::End(event));
-                    return Ok(());
-                }
-                _ => {}
             }
+            (END, data) => {
+                let event = serde_json::from_str(data).context("the daemon sent no end")?;
+                // Fails if nobody waits any more.
+                let _ = taken.send(TraceEvent::End(event));
+                return Ok(());
+            }
+            _ => {}
         }
     }
 }
@@ -288,12 +265,12 @@ mod tests {
         let (sender, events) = sync_channel(8);
         let missed = AtomicU64::new(0);
         let whole = format!("{begin}event: end\ndata: {{\"left_out\":3,\"is_early\":false}}\n\n");
-        take_events(whole.as_bytes(), &sender, &missed).unwrap();
+        take_events(ServerEvents::new(whole.as_bytes()), &sender, &missed).unwrap();
         let mut totals = Totals::default();
         show(&events, true, &AtomicBool::new(false), &mut totals).unwrap();
         assert_eq!((totals.reads, totals.left_out), (1, 3));
         for (broken, told) in [(begin.as_str(), "has ended"), ("event: read\ndata: {}\n", "no read")] {
-            let error = take_events(broken.as_bytes(), &sender, &missed).unwrap_err();
+            let error = take_events(ServerEvents::new(broken.as_bytes()), &sender, &missed).unwrap_err();
             assert!(format!("{error:#}").contains(told), "{error:#}");
         }
     }
@@ -305,7 +282,7 @@ mod tests {
         let missed = AtomicU64::new(0);
         let many = format!("event: read\ndata: {read}\n\n").repeat(3);
         // Nobody has taken the first one by then.
-        take_events(many.as_bytes(), &sender, &missed).unwrap_err();
+        take_events(ServerEvents::new(many.as_bytes()), &sender, &missed).unwrap_err();
         assert_eq!(missed.load(Ordering::Relaxed), 2);
         drop(events);
     }
