@@ -147,7 +147,7 @@ fn a_terminal_shows_it_live() {
     let cluster = Cluster::builder().start().unwrap();
     cluster.filer().put("/file", &Pattern::new(1).bytes(0, SIZE), "").unwrap();
     let mount = Mount::builder(&cluster).arg("--no-passthrough").start().unwrap();
-    let terminal = Terminal::open(80, 24).unwrap();
+    let terminal = Terminal::open(100, 60).unwrap();
     let program = terminal::quoted(&interceptor_program().unwrap());
     let path = terminal::quoted(mount.path());
     terminal.type_text(&format!("{program} profile {path} --for 60m; echo code $?")).unwrap();

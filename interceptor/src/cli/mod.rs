@@ -157,10 +157,11 @@ Examples:
   interceptor profile /mnt/data/train --for 1m --by process
   interceptor profile --json /mnt/data | jq '.files[] | select(.count > 1000)'
 
-What took longest in total comes first. Times are those from the arrival of a request at the daemon to its
-answer; requests overlap, so that they may add up to more than the time that went by. What the kernel answers
-by itself (page cache, names that it remembers, passthrough) is not there: `interceptor observe` and `status`
-count it. Process 0 is the kernel, which releases files by itself. Exits with 0, also after Ctrl-C.";
+What took longest in total comes first. A time is from the arrival of a request at the daemon to its
+answer; requests overlap, so times may add up to more than went by. What the kernel answers by itself
+(page cache, names that it remembers, passthrough) is not there: `interceptor observe` and `status` count
+reads of that kind. Process 0 is the kernel, which releases files on its own. Exits with 0, also after
+Ctrl-C.";
 
 const LIST_EXAMPLES: &str = "\
 Examples:

@@ -6,7 +6,7 @@ _interceptor_mount_points() {
     # Options and their values are completed above.
     [[ $current == -* || ${COMP_WORDS[COMP_CWORD - 1]} == --* ]] && return
     case "${COMP_WORDS[1]}" in
-        status | top | unmount | warmup) types=(--types fuse.interceptor,fuse.interceptor-attach) ;;
+        profile | status | top | unmount | warmup) types=(--types fuse.interceptor,fuse.interceptor-attach) ;;
         attach | observe) ;;
         *) return ;;
     esac
