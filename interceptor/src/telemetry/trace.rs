@@ -60,6 +60,7 @@ pub(super) struct TraceQuery {
 }
 
 impl TraceQuery {
+    /// Whether path and seconds are what can be followed.
     pub(super) fn check(&self) -> Result<(), TraceError> {
         if !self.path.is_empty() && !self.path.starts_with('/') {
             return Err(TraceError::Path);
