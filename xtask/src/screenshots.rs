@@ -1,10 +1,11 @@
-//! `cargo xtask screenshots`: pictures of the dashboard (light, dark and on a phone) and the text
-//! of `interceptor top`.
+//! `cargo xtask screenshots`: pictures of the dashboard (light, dark and on a phone) and the texts
+//! of `interceptor top` and `interceptor status`.
 //!
-//! They show a mount under a mixed read load: first through an engine and, once that is stopped,
-//! over HTTP.
+//! They show a mount under a mixed read load, first healthy and with an engine, then after that
+//! has been stopped.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,21 +18,26 @@ use crate::interrupt::{self, POLL_INTERVAL};
 use crate::stage::Stage;
 use crate::{cargo, setup};
 
-/// Time for which the mount is read with an engine, and then without it, before the pictures are
-/// taken: enough to fill a good part of the charts.
-const LOAD_DURATION: Duration = Duration::from_secs(50);
+/// Time for which the mount is read before the first pictures are taken: enough to fill a good part
+/// of the charts.
+const LOAD_DURATION: Duration = Duration::from_secs(70);
+/// Time from the fault to its picture.
+const FAULT_DURATION: Duration = Duration::from_secs(20);
 /// How long the page may take to show the first figures.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
 /// What the mount may cache: less than what is read.
 const CACHE_SIZE: &str = "256MiB";
 const MIB: usize = 1 << 20;
 
-/// The pictures, each with the window that it is taken of.
-const PICTURES: [(&str, Viewport); 3] = [
-    ("dashboard-light.png", Viewport { width: 1280, height: 900, is_dark: false }),
-    ("dashboard-dark.png", Viewport { width: 1280, height: 900, is_dark: true }),
+const DESK: Viewport = Viewport { width: 1280, height: 900, is_dark: false };
+/// The pictures of a healthy mount, each with the window that it is taken of.
+const HEALTHY: [(&str, Viewport); 3] = [
+    ("dashboard-light.png", DESK),
+    ("dashboard-dark.png", Viewport { is_dark: true, ..DESK }),
     ("dashboard-phone.png", Viewport { width: 375, height: 800, is_dark: false }),
 ];
+/// Those of one with a fault.
+const FAULTY: [(&str, Viewport); 1] = [("dashboard-fault.png", DESK)];
 
 /// The verb.
 pub(crate) fn command() -> Result<()> {
@@ -74,17 +80,37 @@ fn show(stage: &mut Stage, directory: &Path) -> Result<()> {
         ("sha256sum \"$1\" >/dev/null", &middle),
     ])?;
     wait(LOAD_DURATION)?;
-    // From here on HTTP has to do, as the pictures show.
+    picture(&mount, &HEALTHY, directory)?;
+    write_text(&directory.join("top.txt"), &top(&mount)?)?;
+    write_text(&directory.join("status.txt"), &status(&mount)?)?;
+    // From here on HTTP has to do.
     for engine in stage.cluster.engines() {
         kill(Pid::from_raw(engine.pid().cast_signed()), Signal::SIGTERM).context("ending the engine")?;
     }
-    wait(LOAD_DURATION)?;
-    picture(&mount, directory)?;
-    let path = directory.join("top.txt");
-    std::fs::write(&path, top(&mount)?)?;
-    println!("{}", path.display());
+    wait(FAULT_DURATION)?;
+    picture(&mount, &FAULTY, directory)?;
+    write_text(&directory.join("top-fault.txt"), &top(&mount)?)?;
     drop(load);
     Ok(())
+}
+
+fn write_text(path: &Path, content: &str) -> Result<()> {
+    std::fs::write(path, content)?;
+    println!("{}", path.display());
+    Ok(())
+}
+
+/// The address of the mount's status API.
+fn address(mount: &Mount) -> Result<&str> {
+    let url = mount.status_url().context("the mount has no status page")?;
+    Ok(url.trim_start_matches("http://").trim_end_matches('/'))
+}
+
+/// What `interceptor status` prints.
+fn status(mount: &Mount) -> Result<String> {
+    let mut command = Command::new(mount::interceptor_program()?);
+    let output = command.args(["status", "--status-addr", address(mount)?]).output()?;
+    Ok(String::from_utf8(output.stdout)?)
 }
 
 fn wait(time: Duration) -> Result<()> {
@@ -96,10 +122,10 @@ fn wait(time: Duration) -> Result<()> {
     Ok(())
 }
 
-fn picture(mount: &Mount, directory: &Path) -> Result<()> {
+fn picture(mount: &Mount, pictures: &[(&str, Viewport)], directory: &Path) -> Result<()> {
     let mut browser = Browser::start()?;
-    for (name, viewport) in PICTURES {
-        browser.look(viewport)?;
+    for (name, viewport) in pictures {
+        browser.look(*viewport)?;
         browser.open(mount.status_url().context("the mount has no status page")?)?;
         browser.wait_until("document.body?.dataset.shown !== undefined", PAGE_TIMEOUT)?;
         browser.wait_until(
@@ -117,7 +143,7 @@ fn picture(mount: &Mount, directory: &Path) -> Result<()> {
 fn top(mount: &Mount) -> Result<String> {
     let terminal = Terminal::open(80, 24)?;
     let program = terminal::quoted(&mount::interceptor_program()?);
-    let address = mount.status_url().context("the mount has no status page")?.trim_start_matches("http://");
+    let address = address(mount)?;
     terminal.type_text(&format!("{program} top --status-addr {address}"))?;
     terminal.press("Enter")?;
     let has_rates = |screen: &str| screen.matches("/s").count() >= 7;
