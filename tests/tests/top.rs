@@ -44,12 +44,22 @@ fn a_terminal_shows_the_mount_live_and_is_left_clean() {
     let first = terminal.wait_until("a rate of HTTP", WAIT_TIMEOUT, is_live).unwrap();
     assert!(first.contains(&mount.path().display().to_string()[..20]), "{first}");
     assert!(first.contains("q quit"), "{first}");
+    let verdict = first.lines().next().unwrap().trim_start();
+    assert!(["OK ", "DEGRADED ", "BAD "].iter().any(|word| verdict.starts_with(word)), "{first}");
+    for part in ["hit ratio", "p99 wait", "origin saved", "last 5 min", "┤ 1 Files ├"] {
+        assert!(first.contains(part), "no {part:?} in:\n{first}");
+    }
     // Bytes grow from look to look.
     let bytes = figures(&first, "http").unwrap().1;
     let moved = |screen: &str| figures(screen, "http").is_some_and(|(_, now)| now != bytes);
     terminal.wait_until("more bytes over HTTP", WAIT_TIMEOUT, moved).unwrap();
 
-    // Views, a filter, a pause.
+    // Help, which any key closes; views, a filter, a pause.
+    terminal.press("?").unwrap();
+    let explains = |screen: &str| screen.contains("any key closes it") && screen.contains("damaged bytes");
+    terminal.wait_until("the help", WAIT_TIMEOUT, explains).unwrap();
+    terminal.press("q").unwrap();
+    terminal.wait_until("no help", WAIT_TIMEOUT, |screen| !screen.contains("any key closes it")).unwrap();
     terminal.press("3").unwrap();
     let server = cluster.volume_servers()[0].address().to_string();
     terminal.wait_until("the volume server", WAIT_TIMEOUT, |screen| screen.contains(&server)).unwrap();

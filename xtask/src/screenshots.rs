@@ -146,6 +146,7 @@ fn top(mount: &Mount) -> Result<String> {
     let address = address(mount)?;
     terminal.type_text(&format!("{program} top --status-addr {address}"))?;
     terminal.press("Enter")?;
-    let has_rates = |screen: &str| screen.matches("/s").count() >= 7;
+    // Of at least three sources, and of all together.
+    let has_rates = |screen: &str| screen.matches("/s").count() >= 4;
     terminal.wait_until("rates", PAGE_TIMEOUT, has_rates)
 }

@@ -8,10 +8,10 @@ use daemon::output;
 use daemon::size::ByteSize;
 use serde_json::json;
 
+use super::figures::period;
 use super::http::StatusClient;
 use super::local_mounts::{self, LocalMount};
 use super::mount_address::is_layer;
-use super::status::age;
 use super::untrusted::plain;
 
 /// Lists the mounts and attached paths of this host.
@@ -71,7 +71,10 @@ fn row(found: &LocalMount) -> Row {
             let cache = report.cache.as_ref();
             let cache = cache
                 .map(|cache| format!(", cache {} of {}", ByteSize(cache.used), ByteSize(cache.capacity)));
-            (report.pid.to_string(), format!("up {}{}", age(report), cache.unwrap_or_default()))
+            (
+                report.pid.to_string(),
+                format!("up {}{}", period(report.uptime_seconds), cache.unwrap_or_default()),
+            )
         }
         Err(error) => ("-".into(), error.clone()),
     };

@@ -7,12 +7,15 @@ mod attach;
 mod check;
 mod command_line;
 mod doctor;
+mod figures;
+mod fitted_text;
 mod foreign_options;
 mod host;
 mod http;
 mod kernel_watcher;
 mod list;
 mod local_mounts;
+mod miss_ratio_chart;
 mod mount;
 mod mount_address;
 mod mount_helper;
@@ -106,7 +109,8 @@ Examples:
   interceptor observe /mnt/data --interval 1s
   interceptor observe /mnt/data --for 30s --json | jq .page_cache_hit_ratio
 
-Takes root, or CAP_BPF and CAP_PERFMON. Names of files are found where they are open.";
+Takes root, or CAP_BPF and CAP_PERFMON. Files have names where a daemon
+of interceptor tells them, or while they are open.";
 
 const CHECK_EXAMPLES: &str = "\
 Examples:
@@ -136,6 +140,7 @@ Exits with 0 if a mount is possible and files can be read, else with 1.";
 const STATUS_EXAMPLES: &str = "\
 Examples:
   interceptor status
+  interceptor status /mnt/data --all
   interceptor status --json | jq .cache
 
 The same is at http://127.0.0.1:9650/ for a browser and at /metrics for Prometheus.";

@@ -1,11 +1,16 @@
 //! `interceptor top`: a running mount, live in a terminal.
 //!
-//! Polls the daemon's status API once a second ([`model`] computes rates from two answers and
-//! holds the user's choices) and redraws the whole screen ([`view`]). The terminal is restored on
-//! every way out: by a key, a signal, an error or a panic.
+//! Polls the daemon's status API once a second and redraws the whole screen ([`view`]). [`model`]
+//! computes rates from two answers and holds the user's choices, [`hit_ratio_history`] keeps the
+//! last minutes, [`view_rows`] has the tables and [`table`] fits them to the screen. The terminal is
+//! restored on every way out: by a key, a signal, an error or a panic.
 
+mod help;
+mod hit_ratio_history;
 mod model;
+mod table;
 mod view;
+mod view_rows;
 
 use std::io::{self, IsTerminal};
 use std::time::Duration;
@@ -20,7 +25,9 @@ use super::http::StatusClient;
 use super::options::POLL_INTERVAL_RANGE;
 use super::signals::Signals;
 use crate::telemetry::report::StatusReport;
-use model::{TopModel, TopView};
+use hit_ratio_history::{HISTORY_SPAN, HitRatioHistory};
+use model::TopModel;
+use view_rows::TopView;
 
 /// Interval at which keys are polled: shorter than a user notices.
 const KEY_POLL_INTERVAL: Duration = Duration::from_millis(50);
@@ -42,13 +49,22 @@ pub(super) fn run(options: &TopOptions) -> anyhow::Result<()> {
     ensure!(io::stdout().is_terminal(), "standard output is no terminal; `interceptor status` prints once");
     // A wrong address ends the program with an error, rather than showing an empty screen.
     let first = options.daemon.report()?;
+    let past = hit_ratios_until_now(&options.daemon, first.uptime_seconds);
+    let model = TopModel::new(first, past);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let mut terminal = ratatui::try_init().context("cannot use the terminal")?;
-    let outcome = runtime.block_on(follow(options, TopModel::new(first), &mut terminal));
+    let outcome = runtime.block_on(follow(options, model, &mut terminal));
     let restored = ratatui::try_restore();
     // An answer that is still under way is not needed any more.
     runtime.shutdown_background();
     outcome.and(restored.context("cannot give the terminal back"))
+}
+
+/// What the daemon remembers; nothing if it does not tell.
+fn hit_ratios_until_now(daemon: &StatusClient, uptime_seconds: f64) -> HitRatioHistory {
+    let answer = daemon.get(&format!("/api/v1/history?span={HISTORY_SPAN}")).ok();
+    let past = answer.and_then(|answer| serde_json::from_str(&answer.body).ok());
+    past.map_or_else(HitRatioHistory::default, |past| HitRatioHistory::new(&past, uptime_seconds))
 }
 
 async fn follow(
@@ -103,6 +119,7 @@ fn model_takes(model: &mut TopModel, key: KeyEvent) -> bool {
     let control = key.modifiers.contains(KeyModifiers::CONTROL);
     match key.code {
         KeyCode::Char('c') if control => return false,
+        _ if model.shows_help() => model.show_help(false),
         code if model.is_typing() => match code {
             KeyCode::Enter => model.stop_typing(),
             KeyCode::Esc => model.clear_filter(),
@@ -112,11 +129,12 @@ fn model_takes(model: &mut TopModel, key: KeyEvent) -> bool {
         },
         KeyCode::Char('q') => return false,
         KeyCode::Esc => model.clear_filter(),
+        KeyCode::Char('?') => model.show_help(true),
         KeyCode::Char('p') => model.pause(),
         KeyCode::Char('s') => model.sort_next(),
         KeyCode::Char('/') => model.start_typing(),
         KeyCode::Tab => model.show_next(),
-        KeyCode::Char(digit @ '1'..='4') => model.show(TopView::ALL[digit as usize - '1' as usize]),
+        KeyCode::Char(digit @ '1'..='5') => model.show(TopView::ALL[digit as usize - '1' as usize]),
         _ => {}
     }
     true

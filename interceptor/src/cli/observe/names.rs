@@ -1,11 +1,11 @@
 //! Names of files by their FUSE nodes, which is all that the kernel reports.
 //!
 //! A daemon of ours is asked over its status API, by a thread of its own, for a short time at most
-//! ([`DaemonNames`]).
+//! ([`DaemonNames`]). It names the files that it sees itself as read most.
 //!
-//! The nodes of other daemons have no name outside them. But most daemons use the node's number as
-//! inode number (all that give the root number 1, the node of every root), and `/proc/PID/fdinfo`
-//! has the inode and the mount of every open file, without asking the daemon.
+//! Other nodes have no name outside of their daemon. But most daemons, ours among them, use the
+//! node's number as inode number (all that give the root number 1, the node of every root), and
+//! `/proc/PID/fdinfo` has the inode and the mount of every open file, without asking the daemon.
 
 use std::collections::HashMap;
 use std::fs;
@@ -23,6 +23,9 @@ use crate::fuse::STATUS_XATTR;
 /// How long an answer of a daemon is waited for at a time.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(300);
 
+/// Names of files that are kept: more than are shown at a time.
+const MAX_NAMES: usize = 4096;
+
 /// What the daemon of a mount of ours calls the files that are read most.
 pub(super) struct DaemonNames {
     mount_point: PathBuf,
@@ -38,12 +41,19 @@ impl DaemonNames {
         Self { mount_point: mount.path.clone(), answer: None, known: HashMap::new() }
     }
 
-    /// The names by node in the daemon's latest answer. Empty if it has no status API, or one that
+    /// The names by node in the daemon's answers until now. Empty if it has no status API, or one that
     /// needs a token.
     pub(super) fn known(&mut self) -> &HashMap<u64, PathBuf> {
         let answer = self.answer.get_or_insert_with(|| ask(self.mount_point.clone()));
         match answer.recv_timeout(ANSWER_TIMEOUT) {
-            Ok(names) => (self.known, self.answer) = (names, None),
+            Ok(names) => {
+                self.answer = None;
+                // A file keeps its name when others are read more. Few are named at a time.
+                if self.known.len() > MAX_NAMES {
+                    self.known.clear();
+                }
+                self.known.extend(names);
+            }
             Err(RecvTimeoutError::Disconnected) => self.answer = None,
             Err(RecvTimeoutError::Timeout) => {}
         }

@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use daemon::size::ByteSize;
 use interceptor_ebpf::histogram::{BUCKETS, upper_bound};
 use interceptor_ebpf::records::{Latency, Traffic};
 use serde::Serialize;
 
 use super::mounts::FuseMount;
 use super::names::{self, DaemonNames};
+use crate::cli::figures::{latency, percent, rate, size};
+use crate::cli::miss_ratio_chart::MissRatioChart;
 use crate::cli::untrusted::plain;
 use crate::ebpf::{DeviceNumber, Observer, ReaderThread};
 use crate::telemetry::MissRatioCurve;
@@ -68,8 +69,8 @@ pub(super) struct MountReport {
 
 #[derive(Debug, Serialize)]
 struct NamedHotFile {
-    /// Its path, if its daemon is ours, or if it is open somewhere and its daemon numbers inodes
-    /// like nodes.
+    /// Its path, if it is among the files that a daemon of ours names, or if it is open somewhere
+    /// and its daemon numbers inodes like nodes.
     path: Option<String>,
     node: u64,
     /// Bytes read of it, of which half are forgotten in a minute.
@@ -124,15 +125,16 @@ fn hottest(
     daemon: Option<&mut DaemonNames>,
 ) -> anyhow::Result<Vec<NamedHotFile>> {
     let hottest = observer.hottest(mount.device, MAX_SHOWN)?;
-    let open;
-    let names = match daemon {
-        _ if hottest.is_empty() => &HashMap::new(),
-        Some(daemon) => daemon.known(),
-        None => {
-            open = names::open_files(mount);
-            &open
-        }
+    let mut names = match daemon {
+        Some(daemon) if !hottest.is_empty() => daemon.known().clone(),
+        _ => HashMap::new(),
     };
+    // A daemon of ours names only what it sees itself as read most, and without eBPF nothing.
+    if hottest.iter().any(|(node, _)| !names.contains_key(node)) {
+        for (node, path) in names::open_files(mount) {
+            names.entry(node).or_insert(path);
+        }
+    }
     let named = hottest.into_iter().map(|(node, bytes)| NamedHotFile {
         path: names.get(&node).map(|path| path.display().to_string()),
         node,
@@ -178,46 +180,33 @@ fn percentile(before: &Latency, now: &Latency, part: f64) -> Option<f64> {
 
 impl fmt::Display for MountReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rate = |bytes: f64| format!("{}/s", ByteSize(bytes as u64));
-        let time = |seconds: Option<f64>| {
-            seconds.map_or("-".into(), |seconds| format!("<{:?}", Duration::from_secs_f64(seconds)))
-        };
-        let ratio = self.page_cache_hit_ratio.map_or("-".into(), |ratio| format!("{:.1} %", ratio * 100.0));
-        writeln!(f, "{} ({})", self.mount_point, self.device)?;
+        writeln!(f, "{} ({})", plain(&self.mount_point), self.device)?;
         writeln!(
             f,
-            "  {:.0} reads/s, {}; page-cache hits {ratio}; mapped {}",
+            "  {:.0} reads/s, {}; page-cache hits {}; mapped {}",
             self.reads_per_second,
             rate(self.bytes_per_second),
+            percent(self.page_cache_hit_ratio),
             rate(self.mapped_bytes_per_second)
         )?;
-        writeln!(
-            f,
-            "  daemon: asked for {}, p50 {}, p99 {}",
-            rate(self.requested_bytes_per_second),
-            time(self.daemon_p50_seconds),
-            time(self.daemon_p99_seconds)
-        )?;
-        for file in &self.hottest {
-            let node = format!("node {}", file.node);
-            writeln!(
-                f,
-                "  hot   {:>12}  {}",
-                ByteSize(file.bytes).to_string(),
-                file.path.as_deref().map_or(node, plain)
-            )?;
+        write!(f, "  daemon asked for {}", rate(self.requested_bytes_per_second))?;
+        match self.daemon_p50_seconds {
+            None => writeln!(f),
+            p50 => writeln!(f, ", p50 {}, p99 {}", latency(p50), latency(self.daemon_p99_seconds)),
+        }?;
+        for (number, file) in self.hottest.iter().enumerate() {
+            let name = if number == 0 { "read lately" } else { "" };
+            let path = file.path.as_deref().map_or_else(|| format!("node {}", file.node), plain);
+            writeln!(f, "  {name:<11} {:>11}  {path}", size(file.bytes))?;
         }
-        for reader in &self.readers {
-            writeln!(
-                f,
-                "  reads {:>12}  {} (process {})",
-                rate(reader.bytes_per_second),
-                reader.command,
-                reader.process
-            )?;
+        for (number, reader) in self.readers.iter().enumerate() {
+            let name = if number == 0 { "readers" } else { "" };
+            let (rate, command) = (rate(reader.bytes_per_second), plain(&reader.command));
+            writeln!(f, "  {name:<11} {rate:>11}  {command} (process {})", reader.process)?;
         }
-        for (size, ratio) in self.miss_ratio_curve.iter().flat_map(MissRatioCurve::hit_ratios) {
-            writeln!(f, "  cache {:>12}  {:.1} % hits expected", ByteSize(size).to_string(), ratio * 100.0)?;
+        if let Some(curve) = self.miss_ratio_curve.as_ref().filter(|curve| curve.sampled_reads > 0) {
+            writeln!(f, "  hits to expect of a cache, by its size")?;
+            write!(f, "{}", MissRatioChart(curve))?;
         }
         Ok(())
     }
@@ -226,6 +215,46 @@ impl fmt::Display for MountReport {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::MissRatioPoint;
+
+    #[test]
+    fn figures_are_for_people_and_names_harmless() {
+        let points = vec![MissRatioPoint { bytes: 1 << 20, miss_ratio: 0.5 }];
+        let report = MountReport {
+            mount_point: "/mnt/data".into(),
+            device: "0:57".into(),
+            seconds: 2.0,
+            reads_per_second: 412.0,
+            bytes_per_second: 51.0 * 1048576.0,
+            mapped_bytes_per_second: 0.0,
+            requested_bytes_per_second: 1048576.0,
+            page_cache_hit_ratio: Some(0.982),
+            daemon_p50_seconds: Some(0.012),
+            daemon_p99_seconds: Some(0.04),
+            hottest: vec![
+                NamedHotFile { path: Some("/mnt/data/a\u{1b}".into()), node: 2, bytes: 4 << 20 },
+                NamedHotFile { path: None, node: 3, bytes: 1 << 20 },
+            ],
+            readers: vec![ReadingProcess {
+                command: "py\u{1b}thon".into(),
+                process: 7,
+                cgroup: 1,
+                bytes_per_second: 1048576.0,
+            }],
+            miss_ratio_curve: Some(MissRatioCurve { granule_bytes: 4096, sampled_reads: 9, points }),
+            lost_events: 0,
+        };
+        let text = report.to_string();
+        for part in [
+            "/mnt/data (0:57)\n  412 reads/s, 51 MiB/s; page-cache hits 98.2 %; mapped 0 B/s\n",
+            "  daemon asked for 1 MiB/s, p50 12 ms, p99 40 ms\n",
+            "  read lately       4 MiB  /mnt/data/a\u{fffd}\n                    1 MiB  node 3\n",
+            "  readers         1 MiB/s  py\u{fffd}thon (process 7)\n",
+            "       1 MiB  ████████████████████                        50 %\n",
+        ] {
+            assert!(text.contains(part), "no {part:?} in:\n{text}");
+        }
+    }
 
     #[test]
     fn percentiles_are_of_what_came_between() {

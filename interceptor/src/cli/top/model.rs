@@ -3,56 +3,35 @@
 
 use std::cmp::Ordering;
 
-use daemon::size::ByteSize;
+use super::hit_ratio_history::HitRatioHistory;
+use super::view_rows::{Column, ColumnFit, TopView};
+use crate::cli::figures::{SOURCES, UNKNOWN, latency, percent, rate, size, source_name};
+use crate::telemetry::report::StatusReport;
 
-use crate::cli::untrusted::plain;
-use crate::telemetry::health::ErrorRecord;
-use crate::telemetry::report::{FlowReport, StatusReport};
-
-/// Sources in the order in which they are shown.
-const SOURCES: [&str; 9] =
-    ["page_cache", "resident", "cache", "disk", "verbs", "local", "tcp", "http", "lower"];
-
-/// What the lower half of the screen shows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum TopView {
-    Files,
-    Readers,
-    Servers,
-    Incidents,
-}
-
-impl TopView {
-    pub(super) const ALL: [TopView; 4] =
-        [TopView::Files, TopView::Readers, TopView::Servers, TopView::Incidents];
-
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            TopView::Files => "files",
-            TopView::Readers => "readers",
-            TopView::Servers => "servers",
-            TopView::Incidents => "incidents",
-        }
-    }
-}
+const SOURCE_COLUMNS: [Column; 7] = [
+    ("SOURCE", ColumnFit::Name),
+    ("RATE", ColumnFit::Number),
+    ("BYTES", ColumnFit::Number),
+    ("SHARE", ColumnFit::Number),
+    ("READS", ColumnFit::Number),
+    ("P50", ColumnFit::Number),
+    ("P99", ColumnFit::Number),
+];
 
 /// A table of texts.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct TableRows {
-    pub(super) head: Vec<&'static str>,
+    pub(super) columns: &'static [Column],
     pub(super) rows: Vec<Vec<String>>,
-    /// By which column they are sorted.
-    pub(super) sorted_by: usize,
+    /// The column by which they are sorted, if the user chooses it.
+    pub(super) sorted_by: Option<usize>,
 }
-
-/// A cell: its text, and the number to sort by, the greatest first; without a number the text
-/// decides.
-type TableCell = (String, Option<f64>);
 
 /// See the module.
 pub(super) struct TopModel {
     before: Option<StatusReport>,
     now: StatusReport,
+    history: HitRatioHistory,
     /// Why the last answer is missing.
     trouble: Option<String>,
     view: TopView,
@@ -61,19 +40,22 @@ pub(super) struct TopModel {
     filter: String,
     is_typing: bool,
     is_paused: bool,
+    shows_help: bool,
 }
 
 impl TopModel {
-    pub(super) fn new(first: StatusReport) -> Self {
+    pub(super) fn new(first: StatusReport, history: HitRatioHistory) -> Self {
         Self {
             before: None,
             now: first,
+            history,
             trouble: None,
             view: TopView::Files,
             sorted_by: [0; TopView::ALL.len()],
             filter: String::new(),
             is_typing: false,
             is_paused: false,
+            shows_help: false,
         }
     }
 
@@ -83,9 +65,14 @@ impl TopModel {
             _ if self.is_paused => {}
             Ok(report) => {
                 let before = std::mem::replace(&mut self.now, report);
-                // After another start the counters begin anew.
-                self.before = (before.pid == self.now.pid).then_some(before);
                 self.trouble = None;
+                // After another start the counters begin anew.
+                if before.pid == self.now.pid {
+                    self.history.add(&before, &self.now);
+                    self.before = Some(before);
+                } else {
+                    (self.history, self.before) = (HitRatioHistory::default(), None);
+                }
             }
             Err(error) => self.trouble = Some(format!("{error:#}")),
         }
@@ -115,6 +102,14 @@ impl TopModel {
         self.is_paused
     }
 
+    pub(super) fn shows_help(&self) -> bool {
+        self.shows_help
+    }
+
+    pub(super) fn show_help(&mut self, is_shown: bool) {
+        self.shows_help = is_shown;
+    }
+
     pub(super) fn pause(&mut self) {
         self.is_paused = !self.is_paused;
     }
@@ -128,9 +123,8 @@ impl TopModel {
     }
 
     pub(super) fn sort_next(&mut self) {
-        let columns = self.cells().0.len();
         let sorted_by = &mut self.sorted_by[self.view as usize];
-        *sorted_by = (*sorted_by + 1) % columns;
+        *sorted_by = (*sorted_by + 1) % self.view.columns().len();
     }
 
     pub(super) fn start_typing(&mut self) {
@@ -170,30 +164,54 @@ impl TopModel {
         Some(bytes(&self.now).saturating_sub(bytes(self.before.as_ref()?)) as f64 / self.seconds()?)
     }
 
-    /// Where bytes come from.
+    /// The share of bytes from this host's memory in the last minute.
+    pub(super) fn hit_ratio(&self) -> Option<f64> {
+        let ratios = self.now.hit_ratios.get("1m")?;
+        ratios.overall.or(ratios.cache)
+    }
+
+    /// The hit ratio of each of `count` parts of the last minutes, oldest first.
+    pub(super) fn hit_ratio_bars(&self, count: usize) -> Vec<Option<f64>> {
+        self.history.bars(count, self.now.uptime_seconds)
+    }
+
+    /// Where bytes come from: the sources that were used.
     pub(super) fn sources(&self) -> TableRows {
-        let row = |source: &&str| {
-            let flow = self.now.reads.get(*source);
-            let time = |of: fn(&FlowReport) -> Option<f64>| flow.and_then(of).map_or("-".into(), seconds);
-            vec![
-                if *source == "lower" { "mount below".into() } else { source.replace('_', " ") },
-                self.rate(source).map_or("-".into(), rate),
-                self.now.bytes_by_source.get(*source).map_or("not seen".into(), |bytes| size(*bytes)),
-                flow.map_or("-".into(), |flow| flow.count.to_string()),
-                time(|flow| flow.p50_seconds),
-                time(|flow| flow.p99_seconds),
-            ]
+        let all: u64 = self.now.bytes_by_source.values().sum();
+        let row = |source: &str| {
+            let bytes = self.now.bytes_by_source.get(source).copied().filter(|bytes| *bytes > 0)?;
+            let flow = self.now.reads.get(source);
+            Some(vec![
+                source_name(source),
+                self.rate(source).map_or(UNKNOWN.into(), rate),
+                size(bytes),
+                percent(Some(bytes as f64 / all as f64)),
+                flow.map_or(UNKNOWN.into(), |flow| flow.count.to_string()),
+                latency(flow.and_then(|flow| flow.p50_seconds)),
+                latency(flow.and_then(|flow| flow.p99_seconds)),
+            ])
         };
-        TableRows {
-            head: vec!["SOURCE", "RATE", "BYTES", "READS", "50 % <", "99 % <"],
-            rows: SOURCES.iter().map(row).collect(),
-            sorted_by: usize::MAX,
-        }
+        let rows = SOURCES.iter().filter_map(|source| row(source)).collect();
+        TableRows { columns: &SOURCE_COLUMNS, rows, sorted_by: None }
+    }
+
+    /// The sources without a row, in words.
+    pub(super) fn other_sources(&self) -> String {
+        let named = |is_wanted: fn(Option<&u64>) -> bool| {
+            let sources = SOURCES.iter().filter(|source| is_wanted(self.now.bytes_by_source.get(**source)));
+            sources.map(|source| source_name(source)).collect::<Vec<_>>().join(", ")
+        };
+        let parts = [
+            ("not observed: ", named(|bytes| bytes.is_none())),
+            ("not used: ", named(|bytes| bytes == Some(&0))),
+        ];
+        let parts = parts.into_iter().filter(|(_, sources)| !sources.is_empty());
+        parts.map(|(what, sources)| format!("{what}{sources}")).collect::<Vec<_>>().join("; ")
     }
 
     /// What is chosen to be seen, filtered and sorted.
     pub(super) fn rows(&self) -> TableRows {
-        let (head, mut cells) = self.cells();
+        let mut cells = self.view.rows(&self.now);
         let wanted = self.filter.to_lowercase();
         cells.retain(|row| row.iter().any(|(text, _)| text.to_lowercase().contains(&wanted)));
         let by = self.sorted_by[self.view as usize];
@@ -202,103 +220,13 @@ impl TopModel {
             ((a, _), (b, _)) => a.cmp(b),
         });
         let rows = cells.into_iter().map(|row| row.into_iter().map(|(text, _)| text).collect()).collect();
-        TableRows { head, rows, sorted_by: by }
+        TableRows { columns: self.view.columns(), rows, sorted_by: Some(by) }
     }
-
-    fn cells(&self) -> (Vec<&'static str>, Vec<Vec<TableCell>>) {
-        match self.view {
-            TopView::Files => (vec!["READ LATELY", "SIZE", "FILE"], self.files()),
-            TopView::Readers => (vec!["RATE", "IN ALL", "COMMAND", "CONTROL GROUP"], self.readers()),
-            TopView::Servers => (vec!["SERVER", "STATE", "LAST ERROR"], self.servers()),
-            TopView::Incidents => (vec!["HOW OFTEN", "WHAT"], self.incidents()),
-        }
-    }
-
-    fn files(&self) -> Vec<Vec<TableCell>> {
-        let files = self.now.activity.iter().flat_map(|activity| &activity.hottest);
-        let row = |file: &crate::telemetry::activity::HotFile| {
-            let path = file.path.as_deref().map_or_else(|| format!("node {}", file.node), plain);
-            let bytes = file.size.map_or("-".into(), size);
-            vec![
-                (size(file.bytes), Some(file.bytes as f64)),
-                (bytes, Some(file.size.unwrap_or(0) as f64)),
-                (path, None),
-            ]
-        };
-        files.map(row).collect()
-    }
-
-    fn readers(&self) -> Vec<Vec<TableCell>> {
-        let readers = self.now.activity.iter().flat_map(|activity| &activity.readers);
-        let row = |reader: &crate::telemetry::activity::ReaderGroup| {
-            vec![
-                (rate(reader.bytes_per_second), Some(reader.bytes_per_second)),
-                (size(reader.bytes), Some(reader.bytes as f64)),
-                (plain(&reader.command), None),
-                (plain(&reader.cgroup), None),
-            ]
-        };
-        readers.map(row).collect()
-    }
-
-    fn servers(&self) -> Vec<Vec<TableCell>> {
-        let last = |trouble: &Option<ErrorRecord>| {
-            let text =
-                trouble.as_ref().map(|last| format!("{:.0} s ago: {}", last.seconds_ago, plain(&last.text)));
-            (text.unwrap_or_else(|| "none".into()), None)
-        };
-        let health = &self.now.health;
-        let filers = health.filers.iter().map(|filer| {
-            let state = match (filer.is_silent, filer.is_current) {
-                (true, _) => "silent",
-                (false, true) => "in use",
-                (false, false) => "in reserve",
-            };
-            vec![(format!("filer {}", filer.address), None), (state.into(), None), last(&filer.last_error)]
-        });
-        let servers = health.volume_servers.iter().map(|server| {
-            let silent = if server.is_silent { ", silent" } else { "" };
-            let state = format!("by {}{silent}, {} under way", server.source, server.requests);
-            vec![(format!("volume {}", server.address), None), (state, None), last(&server.last_error)]
-        });
-        let engines =
-            health.volume_servers.iter().filter_map(|server| server.engine.as_ref()).map(|engine| {
-                let state = engine.source.clone().unwrap_or_else(|| engine.state.label().to_owned());
-                vec![(format!("engine {}", engine.address), None), (state, None), last(&engine.last_error)]
-            });
-        filers.chain(servers).chain(engines).collect()
-    }
-
-    fn incidents(&self) -> Vec<Vec<TableCell>> {
-        let now = &self.now;
-        let row = |count: u64, what: String| vec![(count.to_string(), Some(count as f64)), (what, None)];
-        let errors = now.fetch_errors.iter().map(|e| row(e.count, format!("{}: {}", e.source, e.reason)));
-        let fallbacks = now.fallbacks.iter().map(|f| row(f.count, format!("{} left for {}", f.from, f.to)));
-        let damaged = now.integrity_failures.iter().filter(|(_, count)| **count > 0);
-        let damaged = damaged.map(|(source, count)| row(*count, format!("{source}: REFUSED AS DAMAGED")));
-        let subscription = &now.subscription;
-        let losses = (subscription.losses > 0).then(|| {
-            let reason = subscription.last_loss.as_deref().unwrap_or_default();
-            row(subscription.losses, format!("lost the filer's changes, last: {}", plain(reason)))
-        });
-        errors.chain(fallbacks).chain(damaged).chain(losses).collect()
-    }
-}
-
-fn size(bytes: u64) -> String {
-    ByteSize(bytes).to_string()
-}
-
-pub(super) fn rate(bytes: f64) -> String {
-    format!("{}/s", ByteSize(bytes as u64))
-}
-
-fn seconds(seconds: f64) -> String {
-    format!("{:.1?}", std::time::Duration::from_secs_f64(seconds))
 }
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::sync::Arc;
     use std::time::Duration;
 
     use super::*;
@@ -306,14 +234,22 @@ pub(super) mod tests {
     use crate::telemetry::status::MountIdentity;
     use crate::telemetry::{Metrics, Source, Status};
 
-    pub(in super::super) fn model() -> TopModel {
+    fn status() -> Arc<Status> {
         let identity = MountIdentity {
             mount_point: "/mnt/data".into(),
             filers: vec!["a:8888".into()],
             filer_path: "/".into(),
             options: [].into(),
         };
-        let status = Status::new(identity, Metrics::new());
+        Status::new(identity, Metrics::new())
+    }
+
+    pub(in super::super) fn report() -> StatusReport {
+        status().report()
+    }
+
+    pub(in super::super) fn model() -> TopModel {
+        let status = status();
         let file = |path: &str, bytes| HotFile {
             path: Some(path.into()),
             node: 1,
@@ -326,7 +262,8 @@ pub(super) mod tests {
         let activity = Activity { hottest, ..Activity::default() };
         status.set_activity(Box::new(move || Some(activity.clone())));
         let at = |seconds| StatusReport { uptime_seconds: seconds, ..status.report() };
-        let mut model = TopModel::new(at(10.0));
+        let mut model = TopModel::new(at(10.0), HitRatioHistory::default());
+        status.metrics().read(Source::Cache, 12 << 20, Duration::from_micros(3));
         status.metrics().read(Source::Http, 4 << 20, Duration::from_millis(3));
         model.answered(Ok(at(12.0)));
         model
@@ -336,11 +273,15 @@ pub(super) mod tests {
     fn rates_are_of_what_came_between_two_answers() {
         let model = model();
         let rows = model.sources().rows;
-        let http = rows.iter().find(|row| row[0] == "http").unwrap();
-        assert_eq!(*http, ["http", "2 MiB/s", "4 MiB", "1", "4.2ms", "4.2ms"]);
-        assert_eq!(rows[0][..3], ["page cache", "0 B/s", "not seen"]);
-        assert!(rows.iter().any(|row| row[0] == "mount below"), "{rows:?}");
-        assert_eq!(model.throughput(), Some(2_097_152.0));
+        let http = ["http", "2 MiB/s", "4 MiB", "25 %", "1", "4.2 ms", "4.2 ms"];
+        assert_eq!(rows.last().unwrap(), &http);
+        assert_eq!(rows.len(), 2, "sources without bytes have no row");
+        assert_eq!(
+            model.other_sources(),
+            "not observed: page cache, resident; not used: disk, verbs, local, tcp, mount below"
+        );
+        assert_eq!(model.throughput(), Some(8_388_608.0));
+        assert_eq!(model.hit_ratio_bars(300)[299], Some(0.75));
     }
 
     #[test]
@@ -358,7 +299,7 @@ pub(super) mod tests {
         model.clear_filter();
         assert_eq!(names(&model).len(), 2);
         model.sort_next();
-        assert_eq!(model.rows().sorted_by, 0);
+        assert_eq!(model.rows().sorted_by, Some(0));
     }
 
     #[test]
