@@ -1,7 +1,7 @@
 //! The dashboard in a real browser, served by a real daemon under load.
 //!
-//! Its cards agree with `/metrics`, names of files stay text, it fits a phone, people who hear it or
-//! use a keyboard can use it, and the hit ratios are those that the kernel's own counts give.
+//! Its cards agree with `/metrics`, names of files stay text, it fits a phone, people who hear it
+//! or use a keyboard can use it, and the hit ratios are those that the kernel's own counts give.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -292,7 +292,7 @@ fn the_mounts_of_the_host_are_on_one_page() {
     browser.open(mount.status_url().unwrap()).unwrap();
     let quoted = |mount: &Mount| serde_json::to_string(mount.path().to_str().unwrap()).unwrap();
     let link = format!(
-        "Boolean([...document.querySelectorAll('#mounts a')].find((link) => link.textContent.includes({}) && link.textContent.includes('Healthy') && link.href.startsWith({:?})))",
+        "Boolean([...document.querySelectorAll('#mounts a')].find((link) => link.textContent.includes({}) && link.textContent.includes(' OK') && link.href.startsWith({:?})))",
         quoted(&other),
         other.status_url().unwrap()
     );
@@ -302,7 +302,7 @@ fn the_mounts_of_the_host_are_on_one_page() {
     assert_eq!(browser.value(&here).unwrap(), true);
     drop(other);
     drop(mount);
-    let gone = "document.body.classList.contains('is-gone') && document.getElementById('severity').textContent === 'Trouble'";
+    let gone = "document.body.classList.contains('is-gone') && document.getElementById('severity').textContent === 'Bad'";
     browser.wait_until(gone, WAIT_TIMEOUT).unwrap();
 }
 

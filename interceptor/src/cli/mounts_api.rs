@@ -25,7 +25,7 @@ use crate::telemetry::report::{Severity, StatusReport};
 
 /// Clients in between share an answer.
 const MIN_INTERVAL: Duration = Duration::from_secs(5);
-/// Mounts that are asked: more than anybody looks at on one page.
+/// Mounts that are asked: more than fit on a page.
 const MAX_MOUNTS: usize = 32;
 
 /// A mount of this host.

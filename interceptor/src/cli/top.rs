@@ -2,8 +2,8 @@
 //!
 //! Polls the daemon's status API once a second and redraws the whole screen ([`view`]). [`model`]
 //! computes rates from two answers and holds the user's choices, [`hit_ratio_history`] keeps the
-//! last minutes, [`view_rows`] has the tables and [`table`] fits them to the screen. The terminal is
-//! restored on every way out: by a key, a signal, an error or a panic.
+//! last minutes, [`view_rows`] has the tables and [`table`] fits them to the screen. The terminal
+//! is restored on every way out: by a key, a signal, an error or a panic.
 
 mod help;
 mod hit_ratio_history;

@@ -197,7 +197,8 @@ impl Metrics {
         self.counters.mine().reads[source as usize].add(bytes, elapsed);
     }
 
-    /// Counts `bytes` that a read found in a block of the cache that `source` had brought. Hot path.
+    /// Counts `bytes` that a read found in a block of the cache that `source` had brought. Hot
+    /// path.
     #[inline]
     pub fn found_in_cache(&self, source: Source, bytes: u64) {
         self.counters.mine().found_in_cache[source as usize].fetch_add(bytes, Relaxed);

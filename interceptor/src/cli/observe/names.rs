@@ -41,8 +41,8 @@ impl DaemonNames {
         Self { mount_point: mount.path.clone(), answer: None, known: HashMap::new() }
     }
 
-    /// The names by node in the daemon's answers until now. Empty if it has no status API, or one that
-    /// needs a token.
+    /// The names by node in the daemon's answers until now. Empty if it has no status API, or one
+    /// that needs a token.
     pub(super) fn known(&mut self) -> &HashMap<u64, PathBuf> {
         let answer = self.answer.get_or_insert_with(|| ask(self.mount_point.clone()));
         match answer.recv_timeout(ANSWER_TIMEOUT) {

@@ -5,7 +5,8 @@ import * as format from "./format.js";
 import { element, setText, update } from "./tables.js";
 import { term } from "./terms.js";
 
-const LABELS = { good: "Healthy", degraded: "Degraded", bad: "Trouble" };
+// The words of `interceptor top` and `status`.
+const LABELS = { good: "OK", degraded: "Degraded", bad: "Bad" };
 const CLASSES = { good: "good", degraded: "warn", bad: "bad" };
 const at = (id) => document.getElementById(id);
 
