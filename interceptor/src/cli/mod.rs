@@ -205,7 +205,8 @@ Exits with 0 if the options are right, 2 if they are wrong, 1 if a file with key
 
 const TOP_KEYS: &str = "\
 Keys:
-  Tab, 1 to 4   files, readers, servers, incidents
+  Tab, 1 to 5   files, readers, servers, incidents, findings
+  ?             what the keys and words mean
   s             sort by the next column
   /             show only what has the text that is typed; Enter keeps it, Esc clears it
   p             pause and go on

@@ -149,6 +149,8 @@ fn reads(out: &mut Exposition, totals: &Totals, kernel: Option<&KernelCounts>) {
     for source in Source::ALL.into_iter().filter(|source| source.is_origin()) {
         out.sample(&[("source", source.label())], totals.found_in_cache[source as usize]);
     }
+    out.family("interceptor_reads_failed_total", "counter", "Reads that were answered with an error.")
+        .sample(&[], totals.failed_reads.count());
     out.family("interceptor_read_bytes_total", "counter", "Bytes that reads were answered with.");
     for (source, flow) in by_source(&totals.reads) {
         out.sample(&[source], flow.bytes);

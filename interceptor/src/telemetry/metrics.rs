@@ -373,6 +373,7 @@ impl Metrics {
                 }
             }
         }
+        totals.failed_reads = self.slow_reads.failed();
         let incidents = self.incidents.lock();
         totals.fetch_errors = incidents.fetch_errors.clone();
         totals.fallbacks = incidents.fallbacks.clone();

@@ -40,6 +40,14 @@ impl MissRatioCurve {
         Some(a.miss_ratio + (b.miss_ratio - a.miss_ratio) * part)
     }
 
+    /// The smallest size of a cache, in bytes, beyond which a larger one would miss hardly fewer
+    /// reads: by `most`, a share of all reads, at most. Also the miss ratio at that size.
+    pub fn enough(&self, most: f64) -> Option<(u64, f64)> {
+        let best = self.points.last()?.miss_ratio;
+        let point = self.points.iter().find(|point| point.miss_ratio <= best + most)?;
+        Some((point.bytes, point.miss_ratio))
+    }
+
     /// The hit ratios of up to six cache sizes that are powers of two. The last one holds
     /// everything that was read again.
     pub fn hit_ratios(&self) -> Vec<(u64, f64)> {
@@ -77,5 +85,6 @@ mod tests {
         assert_eq!(sizes, [4096, 16_384, 65_536]);
         assert_eq!(curve.hit_ratios()[2].1, 0.75);
         assert_eq!(MissRatioCurve::default().hit_ratios(), []);
+        assert_eq!(MissRatioCurve::default().enough(0.01), None);
     }
 }

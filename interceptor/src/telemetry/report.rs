@@ -57,6 +57,9 @@ pub struct StatusReport {
     pub nodes: Option<u64>,
     /// Reads of applications that reached the daemon, by source.
     pub reads: BTreeMap<String, FlowReport>,
+    /// Reads of applications that waited for a fetch and failed, since the start.
+    #[serde(default)]
+    pub failed_reads: u64,
     /// Fetches from an origin, by source.
     pub fetches: BTreeMap<String, FlowReport>,
     /// Bytes that applications read, by source, including those that never reached the daemon.
@@ -72,8 +75,8 @@ pub struct StatusReport {
     /// The hit ratios of every layer, by window.
     #[serde(default)]
     pub hit_ratios: BTreeMap<String, HitRatios>,
-    /// Reads that reached the daemon within each window, of all sources, with the time that
-    /// applications waited for them.
+    /// Reads that reached the daemon within each window, of all sources and failed ones included,
+    /// with the time that applications waited for them.
     #[serde(default)]
     pub read_waits: BTreeMap<String, FlowReport>,
     /// Bytes that applications have read, without those that were fetched from servers or from the

@@ -258,6 +258,7 @@ impl Status {
                 .into_iter()
                 .map(|source| (label(source), FlowReport::from(&totals.reads[source as usize])))
                 .collect(),
+            failed_reads: totals.failed_reads.count(),
             fetches: origins()
                 .map(|source| (label(source), FlowReport::from(&totals.fetches[source as usize])))
                 .collect(),

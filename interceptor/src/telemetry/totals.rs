@@ -11,6 +11,8 @@ use super::shard::FlowTotal;
 pub struct Totals {
     /// Reads of applications that reached the daemon, by [`Source::ALL`].
     pub reads: [FlowTotal; Source::ALL.len()],
+    /// Reads of applications that failed, with the time until they did.
+    pub failed_reads: FlowTotal,
     /// Fetches from an origin, by [`Source::ALL`].
     pub fetches: [FlowTotal; Source::ALL.len()],
     /// Bytes that reads found in the cache, by the source that had brought them ([`Source::ALL`]).
@@ -41,9 +43,9 @@ pub struct Totals {
 }
 
 impl Totals {
-    /// Reads that reached the daemon, of all sources.
+    /// Reads that reached the daemon, of all sources, and those that failed.
     pub(super) fn all_reads(&self) -> FlowTotal {
-        let mut all = FlowTotal::default();
+        let mut all = self.failed_reads.clone();
         self.reads.iter().for_each(|flow| all.merge(flow));
         all
     }

@@ -3,7 +3,7 @@
 //! Dashboard, `interceptor status` and `interceptor top` begin with it. It is derived from the rest
 //! of the status document, so it never contradicts the figures below it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use daemon::size::ByteSize;
@@ -16,10 +16,12 @@ use super::slow_reads::MAX_KEPT;
 const STUCK_READ_SECONDS: f64 = 5.0;
 /// Slow reads count for so long.
 const RECENT_SECONDS: f64 = 60.0;
+/// Readers fail now if a read has failed within this time.
+const FAILING_SECONDS: f64 = 10.0;
 /// What a larger cache must bring to be recommended: a share of all reads.
 const MIN_CACHE_GAIN: f64 = 0.2;
-/// How much larger that cache may be.
-const CACHE_GROWTH: u64 = 4;
+/// A cache is large enough if a larger one would bring no more than this.
+const MAX_MISSED_GAIN: f64 = 0.01;
 /// A volume server that takes longer than this for half of its answers may be called slow: a disk
 /// that seeks takes less.
 const MIN_SLOW_LATENCY: f64 = 0.03;
@@ -46,8 +48,10 @@ fn verdict_at(report: &StatusReport, now: f64) -> Verdict {
     cache(report, &mut add);
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
 
+    let severity = findings.first().map_or(Severity::Good, |worst| worst.severity);
     let ratios = report.hit_ratios.get("1m").copied().unwrap_or_default();
     let mut text = match ratios.overall.or(ratios.cache) {
+        _ if severity == Severity::Bad => "Readers wait or fail".to_owned(),
         // Rounded down: only all of it is 100 %.
         Some(ratio) => format!("Serving {:.0} % from memory", (100.0 * ratio).floor()),
         None => "Nothing was read in the last minute".to_owned(),
@@ -59,13 +63,22 @@ fn verdict_at(report: &StatusReport, now: f64) -> Verdict {
         0 | 1 => {}
         more => text += &format!(", and {} more", more - 1),
     }
-    Verdict { severity: findings.first().map_or(Severity::Good, |worst| worst.severity), text, findings }
+    Verdict { severity, text, findings }
 }
 
 fn servers(report: &StatusReport, add: &mut impl FnMut(Severity, String, &str)) {
+    // Several volume servers may share one.
+    let mut engines = BTreeSet::new();
     for server in &report.health.volume_servers {
         let address = &server.address;
-        if server.keeps_readers_waiting {
+        let asked = server.engine.as_ref().filter(|engine| engine.state == EngineState::Connected);
+        if let Some(engine) = asked.filter(|_| server.keeps_readers_waiting) {
+            add(
+                Severity::Bad,
+                format!("engine {} beside volume server {address} keeps readers waiting", engine.address),
+                "Look whether rdma-engine runs; after three seconds its bytes come over HTTP.",
+            );
+        } else if server.keeps_readers_waiting {
             add(
                 Severity::Bad,
                 format!("volume server {address} keeps readers waiting"),
@@ -79,6 +92,9 @@ fn servers(report: &StatusReport, add: &mut impl FnMut(Severity, String, &str)) 
             );
         }
         let Some(engine) = &server.engine else { continue };
+        if !engines.insert(&engine.address) {
+            continue;
+        }
         match engine.state {
             EngineState::Lost => add(
                 Severity::Degraded,
@@ -96,10 +112,19 @@ fn servers(report: &StatusReport, add: &mut impl FnMut(Severity, String, &str)) 
     slow_servers(report, add);
     let filers = &report.health.filers;
     if !filers.is_empty() && filers.iter().all(|filer| filer.is_silent) {
-        add(Severity::Bad, "no filer answers".to_owned(), "What is not known yet cannot be found or opened.");
+        let addresses: Vec<_> = filers.iter().map(|filer| filer.address.as_str()).collect();
+        add(
+            Severity::Bad,
+            format!("no filer answers ({})", addresses.join(", ")),
+            "What is not known yet cannot be found or opened; look whether it runs.",
+        );
     } else {
         for filer in filers.iter().filter(|filer| filer.is_silent) {
-            add(Severity::Degraded, format!("filer {} is silent", filer.address), "Another one is asked.");
+            add(
+                Severity::Degraded,
+                format!("filer {} is silent", filer.address),
+                "Another one is asked; look whether it runs.",
+            );
         }
     }
     if !report.subscription.live && !report.filers.is_empty() {
@@ -149,11 +174,13 @@ fn reads(report: &StatusReport, now: f64, add: &mut impl FnMut(Severity, String,
     let waiting = &report.waiting_reads;
     if let Some(path) = waiting.oldest_path.as_ref().filter(|_| waiting.oldest_seconds > STUCK_READ_SECONDS) {
         let text = format!("a read of {path} has waited for {:.0} s", waiting.oldest_seconds);
-        add(
-            Severity::Bad,
-            text,
-            "If no server is named here as well, the cluster may be fetching a remote object.",
-        );
+        let is_explained = report.health.volume_servers.iter().any(|server| server.keeps_readers_waiting);
+        let advice = if is_explained {
+            "It waits for the server that is named here."
+        } else {
+            "No server is known to hang; the cluster may be fetching a remote object."
+        };
+        add(Severity::Bad, text, advice);
     }
     let recent: Vec<_> = report.slow_reads.iter().filter(|read| now - read.at < RECENT_SECONDS).collect();
     if recent.is_empty() {
@@ -166,9 +193,11 @@ fn reads(report: &StatusReport, now: f64, add: &mut impl FnMut(Severity, String,
     let most = seconds.iter().max_by(|a, b| a.1.total_cmp(b.1));
     let at = most.map_or(String::new(), |(place, _)| format!(", most of that at {place}"));
     let failed = recent.iter().filter(|read| read.error.is_some()).count();
-    let (severity, failed) = match failed {
-        0 => (Severity::Degraded, String::new()),
-        some => (Severity::Bad, format!(", {some} of them failed")),
+    let is_failing = recent.iter().any(|read| read.error.is_some() && now - read.at < FAILING_SECONDS);
+    let severity = if is_failing { Severity::Bad } else { Severity::Degraded };
+    let failed = match failed {
+        0 => String::new(),
+        some => format!(", {some} of them failed"),
     };
     let reads = match recent.len() {
         1 => "one read was".to_owned(),
@@ -177,7 +206,7 @@ fn reads(report: &StatusReport, now: f64, add: &mut impl FnMut(Severity, String,
         some => format!("{some} reads were"),
     };
     let text = format!("{reads} slow in the last minute{failed}{at}");
-    add(severity, text, "The steps of each are listed under slow reads.");
+    add(severity, text, "The dashboard and `interceptor status` list the steps of each.");
 }
 
 fn cache(report: &StatusReport, add: &mut impl FnMut(Severity, String, &str)) {
@@ -192,10 +221,8 @@ fn cache(report: &StatusReport, add: &mut impl FnMut(Severity, String, &str)) {
     else {
         return;
     };
-    let larger = cache.capacity.saturating_mul(CACHE_GROWTH);
-    let (Some(misses), Some(fewer)) = (curve.miss_ratio(cache.capacity), curve.miss_ratio(larger)) else {
-        return;
-    };
+    let Some((larger, fewer)) = curve.enough(MAX_MISSED_GAIN) else { return };
+    let Some(misses) = curve.miss_ratio(cache.capacity) else { return };
     // The page cache may already hold what the daemon's cache is too small for.
     let served = report.hit_ratios.get("10m").and_then(|ratios| ratios.overall).unwrap_or(0.0);
     if (misses - fewer).min(1.0 - fewer - served) >= MIN_CACHE_GAIN {
@@ -288,7 +315,33 @@ mod tests {
             report.subscription.live = false;
         });
         assert_eq!(severity, Severity::Bad);
-        assert!(text.ends_with("; volume server hung:1 keeps readers waiting, and 2 more"), "{text}");
+        assert_eq!(text, "Readers wait or fail; volume server hung:1 keeps readers waiting, and 2 more");
+    }
+
+    #[test]
+    fn an_engine_that_hangs_is_named_rather_than_its_server() {
+        let engine = EngineHealth {
+            address: "e:1".into(),
+            state: EngineState::Connected,
+            source: Some("tcp".into()),
+            last_error: None,
+        };
+        let of = |address, is_silent| VolumeServerHealth {
+            is_silent,
+            keeps_readers_waiting: is_silent,
+            engine: Some(engine.clone()),
+            ..server(address)
+        };
+        let (_, text) = verdict(|report| report.health.volume_servers = vec![of("a:1", true)]);
+        assert!(text.ends_with("; engine e:1 beside volume server a:1 keeps readers waiting"), "{text}");
+        // One engine of two servers is one finding.
+        let (_, text) = verdict(|report| {
+            report.health.volume_servers = ["a:1", "b:1"].map(|address| of(address, false)).into();
+            for server in &mut report.health.volume_servers {
+                server.engine.as_mut().unwrap().state = EngineState::Lost;
+            }
+        });
+        assert!(text.ends_with("; engine e:1 is lost"), "{text}");
     }
 
     #[test]
@@ -304,6 +357,8 @@ mod tests {
         assert!(text.ends_with("2 reads were slow in the last minute, most of that at b:1"), "{text}");
         let (_, text) = verdict(|report| report.slow_reads = vec![slow(NOW, "a:1", 2.0, None); MAX_KEPT]);
         assert!(text.contains("32 reads or more were slow"), "{text}");
+        let long_ago = vec![slow(NOW - FAILING_SECONDS, "a:1", 6.0, Some("EIO"))];
+        assert_eq!(verdict(|report| report.slow_reads = long_ago).0, Severity::Degraded, "it is over");
         let (severity, text) = verdict(|report| report.slow_reads = vec![slow(NOW, "a:1", 6.0, Some("EIO"))]);
         assert_eq!(severity, Severity::Bad);
         assert!(text.contains("one read was slow in the last minute, 1 of them failed"), "{text}");

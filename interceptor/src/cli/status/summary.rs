@@ -130,7 +130,7 @@ impl Summary<'_> {
         rows.sort_by_key(|row| !row.is_in_trouble);
         let shown = if self.shows_all { rows.len() } else { MAX_SERVERS };
         let more = rows.len().saturating_sub(shown);
-        let head = ["SERVER, LAST MINUTE", "STATE", "REQUESTS", "P50", "P99", "LAST ERROR"];
+        let head = ["SERVER, LAST MINUTE", "STATE", "SAMPLED", "P50", "P99", "LAST ERROR"];
         let body = rows.into_iter().take(shown).map(|row| row.cells).collect();
         table(f, head, body, &[0, 1, 5])?;
         if more > 0 { writeln!(f, "and {more} more: --all") } else { Ok(()) }

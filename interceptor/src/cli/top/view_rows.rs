@@ -79,7 +79,7 @@ impl TopView {
                 ("STATE", Name),
                 ("P50", Number),
                 ("P99", Number),
-                ("REQUESTS", Number),
+                ("SAMPLED", Number),
                 ("IN FLIGHT", Number),
                 ("LAST ERROR", Sentence),
             ],

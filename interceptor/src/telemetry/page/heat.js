@@ -3,6 +3,8 @@
 import { bytes, rate } from "./format.js";
 import { cell, element, fill, number } from "./tables.js";
 
+// Its number may be larger than a script can hold.
+const UNNAMED = "a file whose name is not known";
 const UNSEEN = "not seen: this mount has no eBPF";
 
 function strip(file, hottest) {
@@ -23,7 +25,7 @@ export function showHeat(activity) {
   const files = activity?.hottest ?? [];
   const hottest = Math.max(1, ...files.flatMap((file) => file.cells));
   fill("hot-table", ["file", "read lately", "size", "from its beginning to its end"], files.map((file) => [
-    cell(file.path ?? `node ${file.node}`, "path"), number(bytes(file.bytes)), number(bytes(file.size)), strip(file, hottest),
+    cell(file.path ?? UNNAMED, "path"), number(bytes(file.bytes)), number(bytes(file.size)), strip(file, hottest),
   ]), activity ? "nothing is warm" : UNSEEN);
 }
 

@@ -24,7 +24,7 @@ function showVerdict() {
   const all = [...(notReady ? [notReady] : []), ...findings];
   // The sentence has the first one already.
   update(at("findings"), all.map(({ text: what, advice }, i) =>
-    element("li", {}, ...(i === 0 ? [] : [element("b", {}, `${what}.`), " "]), element("span", {}, advice))));
+    element("li", {}, element("b", {}, i === 0 ? "What to do:" : `${what}.`), " ", element("span", {}, advice))));
 }
 
 // `reason`: why the mount is not ready, or null.
@@ -39,6 +39,11 @@ export function showGone() {
   last = { severity: "bad", text: "The daemon does not answer this page; the figures are old", findings: [] };
   notReady = null;
   showVerdict();
+}
+
+function savedNote(saved, read) {
+  if (read === 0) return "nothing was read";
+  return saved < 0 ? `${format.bytes(-saved)} were read ahead and not used so far` : `${format.percent(saved / read)} of what was read`;
 }
 
 export function showOverview(now, points) {
@@ -62,7 +67,7 @@ export function showOverview(now, points) {
     ["rate", format.rate(point && sum(point.bytes) / point.seconds), `${format.bytes(read)} since the start`],
     ["wait", waits.p99_seconds == null ? "none" : format.duration(waits.p99_seconds),
       waits.count > 0 ? `half within ${format.duration(waits.p50_seconds)}` : "no read asked the daemon", "wait.0.99.1m", waits.p99_seconds ?? "NaN"],
-    ["bytes_saved", format.bytes(saved), read > 0 ? `${format.percent(Math.max(0, saved) / read)} of what was read` : "nothing was read", "bytes_saved", saved],
+    ["bytes_saved", saved < 0 ? "nothing yet" : format.bytes(saved), savedNote(saved, read), "bytes_saved", saved],
   ];
   update(at("numbers"), numbers.map(([key, text, note, figure, value]) => {
     const dd = element("dd", {}, element("b", {}, text), element("small", {}, note));

@@ -100,7 +100,7 @@ function showLatency(now) {
 function showSlow(now) {
   const { count, oldest_seconds: oldest, oldest_path: path } = now.waiting_reads;
   const waiting = count > 0 ?
-    `${format.count(count)} reads wait for a fetch now, the oldest for ${format.duration(oldest)}, of ${path}.` :
+    `${count === 1 ? "One read waits" : `${format.count(count)} reads wait`} for a fetch now, the oldest for ${format.duration(oldest)}, of ${path}.` :
     "No read waits for a fetch now.";
   setText(document.getElementById("slow-note"), `${waiting} Below are the last that took longer than --slow-read, and what they waited for.`);
   const step = (s) => [s.source ? name(s.source) : s.step, s.server, format.duration(s.seconds),

@@ -25,7 +25,7 @@ function showHealth(now) {
   const none = () => number("–");
   fill("health-table", ["server", "address", "state", { node: term("p50") }, { node: term("p99") }, "under way", "last error"], [
     ...filers.map((filer) => ["filer", filer.address,
-      filer.is_silent ? { node: term("silent", "silent") } : filer.is_current ? cell("in use", "good") : cell("in reserve", "none"),
+      filer.is_silent ? { node: term("silent", "silent"), className: "bad" } : filer.is_current ? cell("in use", "good") : cell("in reserve", "none"),
       none(), none(), none(), trouble(filer.last_error)]),
     ...servers.flatMap((server) => [
       ["volume server", server.address, serverState(server),
