@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use interceptor::ebpf::{DeviceNumber, Observer, ObserverSettings, capability};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use tests::{Browser, Cluster, Load, Mount, Pattern, StatusPage, Viewport, eventually, host, load, reading};
 
@@ -277,6 +279,10 @@ fn terms_are_explained_and_keep_the_focus() {
     assert_eq!(browser.problems().unwrap(), &[] as &[String]);
 }
 
+fn status_of(mount: &Mount) -> Value {
+    serde_json::from_str(&mount.status("/api/v1/status").unwrap().1).unwrap()
+}
+
 /// Two mounts of the host are on one page; a daemon that has ended is called that.
 #[test]
 #[cfg_attr(not(all(can_mount, has_browser)), ignore = "needs mounts and Chromium")]
@@ -300,9 +306,16 @@ fn the_mounts_of_the_host_are_on_one_page() {
     let here =
         format!("document.querySelector('#mounts [aria-current]').textContent.includes({})", quoted(&mount));
     assert_eq!(browser.value(&here).unwrap(), true);
+    // One that hangs is not taken for one that is well.
+    let pid = status_of(&mount)["pid"].as_i64().unwrap();
+    let signal = |signal| kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
+    signal(Signal::SIGSTOP);
+    let gone = "document.body.classList.contains('is-gone') && document.getElementById('severity').textContent === 'Bad'";
+    browser.wait_until(gone, WAIT_TIMEOUT).unwrap();
+    signal(Signal::SIGCONT);
+    browser.wait_until(&format!("!({gone})"), WAIT_TIMEOUT).unwrap();
     drop(other);
     drop(mount);
-    let gone = "document.body.classList.contains('is-gone') && document.getElementById('severity').textContent === 'Bad'";
     browser.wait_until(gone, WAIT_TIMEOUT).unwrap();
 }
 

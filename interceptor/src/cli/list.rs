@@ -54,7 +54,7 @@ fn object(found: &LocalMount) -> serde_json::Value {
         "pid": report.map(|report| report.pid),
         "version": report.map(|report| &report.version),
         "uptime_seconds": report.map(|report| report.uptime_seconds),
-        "cache_used": report.and_then(|report| report.cache.as_ref()).map(|cache| cache.used),
+        "cache_used": report.and_then(|report| report.cache.as_ref()).map(|cache| cache.used + cache.resident),
         "cache_capacity": report.and_then(|report| report.cache.as_ref()).map(|cache| cache.capacity),
         "error": found.report.as_ref().err(),
     })
@@ -69,8 +69,9 @@ fn row(found: &LocalMount) -> Row {
     let (pid, daemon) = match &found.report {
         Ok(report) => {
             let cache = report.cache.as_ref();
-            let cache = cache
-                .map(|cache| format!(", cache {} of {}", ByteSize(cache.used), ByteSize(cache.capacity)));
+            let cache = cache.map(|cache| {
+                format!(", cache {} of {}", ByteSize(cache.used + cache.resident), ByteSize(cache.capacity))
+            });
             (
                 report.pid.to_string(),
                 format!("up {}{}", period(report.uptime_seconds), cache.unwrap_or_default()),

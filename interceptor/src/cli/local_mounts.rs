@@ -3,9 +3,11 @@
 //! The kernel's mount table names them, so nothing has to be written down anywhere, and a daemon
 //! that was killed leaves no false entry. All are asked at the same time.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use parking_lot::Mutex;
 
 use super::http::StatusClient;
 use super::mount_address::{ATTRIBUTE_TIMEOUT, address_of, answer_of, is_ours};
@@ -37,20 +39,45 @@ pub(super) fn ask_all<T: Send + 'static>(
     let table = MountInfo::all().context("cannot see what is mounted")?;
     let deadline = Instant::now() + REPORTS_TIMEOUT;
     let ask = |mount: MountInfo| {
-        let (asked, client) = (mount.clone(), client.clone());
-        let ask = move || question(&StatusClient { address: address_of(&asked)?, ..client });
-        (mount, answer_of(ask))
+        let (asked, mut client) = (mount.clone(), client.clone());
+        // Another user's mount may name any address, to be sent the token.
+        client.token_file = client.token_file.filter(|_| mount.is_own());
+        let Some(asking) = Asking::begin(mount.id) else { return (mount, None) };
+        let ask = move || {
+            let _asking = asking;
+            question(&StatusClient { address: address_of(&asked)?, ..client })
+        };
+        (mount, Some(answer_of(ask)))
     };
     let asked: Vec<_> = table.into_iter().filter(is_ours).take(limit).map(ask).collect();
     let answered = asked.into_iter().map(|(mount, answer)| {
         let left = deadline.saturating_duration_since(Instant::now());
-        let report = match answer.recv_timeout(left) {
-            Ok(answer) => answer.map_err(|error| format!("{error:#}")),
-            Err(_) => Err("the daemon does not answer".to_owned()),
+        let report = match answer.and_then(|answer| answer.recv_timeout(left).ok()) {
+            Some(answer) => answer.map_err(|error| format!("{error:#}")),
+            None => Err("the daemon does not answer".to_owned()),
         };
         LocalMount { mount, report }
     });
     Ok(answered.collect())
+}
+
+/// The mounts that are being asked, by id. One that hangs keeps a thread, and only one.
+static ASKED: Mutex<BTreeSet<u64>> = Mutex::new(BTreeSet::new());
+
+/// A mount is being asked while this lives.
+struct Asking(u64);
+
+impl Asking {
+    /// `None` if it is being asked already.
+    fn begin(mount: u64) -> Option<Self> {
+        ASKED.lock().insert(mount).then_some(Self(mount))
+    }
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        ASKED.lock().remove(&self.0);
+    }
 }
 
 /// The process that serves the mount, if it says so in time.

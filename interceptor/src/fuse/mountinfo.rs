@@ -65,6 +65,12 @@ pub(crate) struct MountInfo {
 }
 
 impl MountInfo {
+    /// Whether the user of this process has made it, as the kernel says of FUSE.
+    pub(crate) fn is_own(&self) -> bool {
+        let own = format!("user_id={}", rustix::process::geteuid().as_raw());
+        self.super_options.contains(&own)
+    }
+
     /// The topmost mount at `path`, if that is a mount point. Reads the mount table and not the
     /// path, whose file system might not answer.
     pub(crate) fn topmost(path: &Path) -> Option<Self> {

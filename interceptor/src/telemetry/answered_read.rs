@@ -99,7 +99,9 @@ impl AnsweredRead {
 
 /// The name of a thread; empty if there is none by this number.
 fn thread_name(thread: u32) -> String {
-    let name = std::fs::read_to_string(format!("/proc/{thread}/comm")).unwrap_or_default();
+    // It may be cut within a character.
+    let name = std::fs::read(format!("/proc/{thread}/comm")).unwrap_or_default();
+    let name = String::from_utf8_lossy(&name);
     name.trim_end().to_owned()
 }
 

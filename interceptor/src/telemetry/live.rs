@@ -6,6 +6,7 @@
 //! when it is complete (`event: point`). A listener that lags behind receives the whole history
 //! again.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 
@@ -15,10 +16,12 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router, routing};
 use futures::stream::{self, Stream, StreamExt};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast};
 use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
 
 use super::history::{History, SPANS, SpanReport, TICK};
 use super::status::Status;
@@ -39,7 +42,8 @@ pub(super) struct Live {
     status: Arc<Status>,
     history: History,
     ticks: broadcast::Sender<Arc<Tick>>,
-    listeners: Arc<Semaphore>,
+    /// Each ends its listener when it is cancelled; the oldest first.
+    listeners: Mutex<VecDeque<CancellationToken>>,
 }
 
 impl Live {
@@ -49,7 +53,7 @@ impl Live {
             status,
             history,
             ticks: broadcast::Sender::new(MAX_LAG_TICKS),
-            listeners: Arc::new(Semaphore::new(MAX_LISTENERS)),
+            listeners: Mutex::default(),
         })
     }
 
@@ -111,7 +115,6 @@ impl SpanQuery {
 #[derive(Debug, PartialEq, Eq)]
 enum LiveError {
     NoSuchSpan,
-    Full,
 }
 
 impl IntoResponse for LiveError {
@@ -121,7 +124,6 @@ impl IntoResponse for LiveError {
                 let names = SPANS.map(|span| span.name).join(", ");
                 (StatusCode::BAD_REQUEST, format!("span is one of {names}\n")).into_response()
             }
-            Self::Full => (StatusCode::SERVICE_UNAVAILABLE, "too many listen already\n").into_response(),
         }
     }
 }
@@ -139,22 +141,30 @@ async fn live(
     Query(query): Query<SpanQuery>,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, LiveError> {
     let span = query.span()?;
-    let permit = live.listeners.clone().try_acquire_owned().map_err(|_| LiveError::Full)?;
-    Ok(Sse::new(listen(live, span, permit)).keep_alive(KeepAlive::default()))
+    Ok(Sse::new(listen(live, span)).keep_alive(KeepAlive::default()))
 }
 
-/// The events for one listener, which holds a permit.
-fn listen(
-    live: Arc<Live>,
-    span: usize,
-    permit: OwnedSemaphorePermit,
-) -> impl Stream<Item = Result<Event, Infallible>> {
+/// The events for one listener. If there are too many, the oldest one makes room.
+fn listen(live: Arc<Live>, span: usize) -> impl Stream<Item = Result<Event, Infallible>> {
+    let displaced = CancellationToken::new();
+    // Cancelled when the listener goes, too.
+    let listening = displaced.clone().drop_guard();
+    {
+        let mut listeners = live.listeners.lock();
+        listeners.retain(|listener| !listener.is_cancelled());
+        if listeners.len() == MAX_LISTENERS
+            && let Some(oldest) = listeners.pop_front()
+        {
+            oldest.cancel();
+        }
+        listeners.push_back(displaced.clone());
+    }
     let event = |name: &str, data: &str| Ok(Event::default().event(name).data(data));
     let whole = move |live: &Live| event("history", &json(&live.history.report(SPANS[span].name)));
     // Subscribes before it reads the history, so that no point is missed.
     let ticks = live.ticks.subscribe();
     let first = stream::iter([whole(&live)]);
-    let rest = stream::unfold((live, ticks, permit), move |(live, mut ticks, permit)| async move {
+    let rest = stream::unfold((live, ticks, listening), move |(live, mut ticks, listening)| async move {
         let events = match ticks.recv().await {
             Ok(tick) => {
                 let point = tick.points[span].as_deref().map(|point| event("point", point));
@@ -163,9 +173,9 @@ fn listen(
             Err(RecvError::Lagged(_)) => vec![whole(&live)],
             Err(RecvError::Closed) => return None,
         };
-        Some((stream::iter(events), (live, ticks, permit)))
+        Some((stream::iter(events), (live, ticks, listening)))
     });
-    first.chain(rest.flatten())
+    first.chain(rest.flatten()).take_until(displaced.cancelled_owned())
 }
 
 #[cfg(test)]
@@ -187,8 +197,7 @@ mod tests {
     #[tokio::test]
     async fn a_listener_gets_history_then_points_and_status() {
         let live = Live::new(some_status());
-        let permit = live.listeners.clone().try_acquire_owned().unwrap();
-        let mut events = pin!(listen(live.clone(), 0, permit));
+        let mut events = pin!(listen(live.clone(), 0));
         assert!(
             next(&mut events).await.starts_with("event: history\ndata: {\"api_version\":2,\"span\":\"5m\"")
         );
@@ -199,10 +208,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn one_listener_too_many_takes_the_place_of_the_oldest() {
+        let live = Live::new(some_status());
+        let mut listening: Vec<_> = (0..MAX_LISTENERS).map(|_| Box::pin(listen(live.clone(), 0))).collect();
+        drop(listening.pop());
+        listening.push(Box::pin(listen(live.clone(), 0)));
+        assert!(listening[0].next().await.is_some(), "one had gone, and left its place");
+        let _one_more = listen(live.clone(), 0);
+        assert!(listening[0].next().await.is_none(), "it made room");
+        assert!(listening[1].next().await.is_some());
+    }
+
+    #[tokio::test]
     async fn a_listener_that_lags_gets_the_history_again() {
         let live = Live::new(some_status());
-        let permit = live.listeners.clone().try_acquire_owned().unwrap();
-        let mut events = pin!(listen(live.clone(), 1, permit));
+        let mut events = pin!(listen(live.clone(), 1));
         next(&mut events).await;
         for _ in 0..=MAX_LAG_TICKS {
             let tick = Tick { status: "{}".into(), points: [None, None, None] };

@@ -98,11 +98,13 @@ impl Process {
     /// The process of a thread that waits for its request. Of what /proc has, neither file takes a
     /// lock that a reader may hold, as `cmdline` does while a page fault waits.
     fn of_thread(thread: u32) -> Self {
-        let status = fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
+        let read = |path: String| fs::read(path).unwrap_or_default();
+        // A name may be cut within a character.
+        let status = String::from_utf8_lossy(&read(format!("/proc/{thread}/status"))).into_owned();
         let group = status.lines().find_map(|line| line.strip_prefix("Tgid:")?.trim().parse().ok());
         let pid = group.unwrap_or(thread);
-        let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        Self { pid, command: command.trim_end().to_owned() }
+        let command = read(format!("/proc/{pid}/comm"));
+        Self { pid, command: String::from_utf8_lossy(&command).trim_end().to_owned() }
     }
 }
 

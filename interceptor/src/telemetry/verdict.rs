@@ -54,7 +54,8 @@ fn verdict_at(report: &StatusReport, now: f64) -> Verdict {
         _ if severity == Severity::Bad => "Readers wait or fail".to_owned(),
         // Rounded down: only all of it is 100 %.
         Some(ratio) => format!("Serving {:.0} % from memory", (100.0 * ratio).floor()),
-        None => "Nothing was read in the last minute".to_owned(),
+        // What the kernel reads by itself is not seen everywhere.
+        None => "No read came to the daemon in the last minute".to_owned(),
     };
     if let Some(worst) = findings.first() {
         text += &format!("; {}", worst.text);
@@ -302,7 +303,7 @@ mod tests {
             |ratio| move |report: &mut StatusReport| report.hit_ratios.get_mut("1m").unwrap().overall = ratio;
         assert_eq!(verdict(ratio(Some(0.923))), (Severity::Good, "Serving 92 % from memory".into()));
         let idle = verdict(|report| report.hit_ratios.clear());
-        assert_eq!(idle, (Severity::Good, "Nothing was read in the last minute".into()));
+        assert_eq!(idle, (Severity::Good, "No read came to the daemon in the last minute".into()));
     }
 
     #[test]

@@ -49,10 +49,18 @@ pub fn announce(line: impl Display) {
     stdout.write(format!("{line}\n").as_bytes());
 }
 
-/// Writes a line to standard error.
+/// Writes a line to standard error, or several. Names of files and answers of servers may be in it,
+/// so what a terminal would act on is replaced.
 pub fn note(line: impl Display) {
-    stderr(Box::new(|lost| format!("({lost} lines were lost)\n").into_bytes()))
-        .write(format!("{line}\n").as_bytes());
+    let line: String = format!("{line}\n").chars().map(harmless).collect();
+    stderr(Box::new(|lost| format!("({lost} lines were lost)\n").into_bytes())).write(line.as_bytes());
+}
+
+/// The letter, if a terminal only shows it, or begins a line.
+fn harmless(letter: char) -> char {
+    let is_harmful = letter.is_control() && !matches!(letter, '\n' | '\t');
+    let turns = matches!(letter, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    if is_harmful || turns { '\u{fffd}' } else { letter }
 }
 
 /// Writes to standard error why the program fails.

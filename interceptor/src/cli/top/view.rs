@@ -98,6 +98,8 @@ fn verdict_lines<'a>(model: &TopModel, width: u16) -> Vec<Line<'a>> {
     };
     let mark = format!(" {word} ");
     let indent = columns(&mark) + 1;
+    // More is not shown, and wrapping it takes time.
+    let text: String = text.chars().take(MAX_VERDICT_LINES * usize::from(width)).collect();
     let lines = wrap(&plain(&text), usize::from(width).saturating_sub(indent).max(1), MAX_VERDICT_LINES);
     let line = |(number, text): (usize, String)| {
         let mark = match number {

@@ -10,8 +10,13 @@ import { showServers } from "./servers.js";
 const POINTS = { "5m": 300, "1h": 240, "1d": 288 };
 const READY_EVERY_MS = 5000;
 const MOUNTS_EVERY_MS = 15000;
+// The daemon answers from memory and sends the status every second; one that hangs does not.
+const ANSWER_TIMEOUT_MS = 8000;
+const SILENCE_MS = 6000;
 
 let points = [];
+let lastStatus = Date.now();
+const ask = (path) => fetch(path, { signal: AbortSignal.timeout(ANSWER_TIMEOUT_MS) });
 
 function showHistory() {
   showReadHistory(points);
@@ -25,12 +30,13 @@ function showStatus(now) {
   showServers(now);
   showHeat(now.activity);
   showReaders(now.activity);
+  lastStatus = Date.now();
   document.body.dataset.shown = String(now.uptime_seconds);
 }
 
 async function askReady() {
   try {
-    const ready = await fetch("/readyz");
+    const ready = await ask("/readyz");
     showReady(ready.ok ? null : (await ready.text()).trim());
   } catch {
     showGone();
@@ -40,7 +46,7 @@ async function askReady() {
 
 async function askMounts() {
   try {
-    const mounts = await fetch("/api/v1/mounts");
+    const mounts = await ask("/api/v1/mounts");
     if (mounts.ok) showMounts(await mounts.json());
   } catch {
     // `askReady` tells it.
@@ -66,9 +72,19 @@ function follow(span) {
     showHistory();
   });
   events.addEventListener("status", (event) => showStatus(JSON.parse(event.data)));
+  // What was refused is not asked for again by the browser.
+  events.addEventListener("error", () => {
+    if (events.readyState === EventSource.CLOSED) setTimeout(() => follow(span), READY_EVERY_MS);
+  });
+}
+
+function watchSilence() {
+  if (Date.now() - lastStatus > SILENCE_MS) showGone();
+  setTimeout(watchSilence, 1000);
 }
 
 for (const button of document.querySelectorAll("button[data-span]")) button.addEventListener("click", () => follow(button.dataset.span));
 follow("5m");
 askReady();
 askMounts();
+watchSilence();

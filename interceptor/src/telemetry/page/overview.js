@@ -80,10 +80,10 @@ export function showOverview(now, points) {
 export function showMounts(mounts) {
   at("mounts").hidden = mounts.length < 2;
   update(at("mounts"), mounts.map((mount) => {
-    const label = mount.severity ? LABELS[mount.severity] : "No answer";
-    const state = element("span", { className: CLASSES[mount.severity] ?? "bad" }, label);
+    const label = mount.severity ? LABELS[mount.severity] : mount.error;
+    const state = element("span", { className: CLASSES[mount.severity] ?? "none" }, label);
     const text = [element("b", {}, mount.mount_point), " ", state];
-    const title = mount.text ?? mount.error ?? "";
+    const title = mount.text ?? "";
     if (mount.is_this) {
       const here = element("span", { title }, ...text);
       here.setAttribute("aria-current", "page");
