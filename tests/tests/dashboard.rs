@@ -72,9 +72,8 @@ fn metric(key: &str) -> (&'static str, Vec<String>) {
         ["ratio", layer, window] => {
             ("interceptor_hit_ratio", vec![label("layer", layer), label("window", window)])
         }
-        ["wait", "0", quantile, window] => {
-            let quantile = format!("0.{quantile}");
-            ("interceptor_read_wait_seconds", vec![label("quantile", &quantile), label("window", window)])
+        ["wait", percent, window] => {
+            ("interceptor_read_wait_seconds", vec![label("percentile", percent), label("window", window)])
         }
         ["bytes_saved"] => ("interceptor_origin_saved_bytes", vec![]),
         ["way", "reads", way] => ("interceptor_kernel_reads_total", vec![label("way", way)]),

@@ -14,7 +14,7 @@ const MIB: usize = 1 << 20;
 const FILE: &str = "some-file-of-a-user";
 
 /// The labels that metrics may have. None of them has values that users choose.
-const LABELS: [&str; 20] = [
+const LABELS: [&str; 21] = [
     "backing",
     "event",
     "filer_path",
@@ -24,6 +24,7 @@ const LABELS: [&str; 20] = [
     "le",
     "mount_point",
     "outcome",
+    "percentile",
     "reason",
     "request",
     "slot",

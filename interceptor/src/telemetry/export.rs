@@ -91,9 +91,9 @@ fn windows(out: &mut Exposition, metrics: &Metrics) {
         "How long applications waited for reads that reached the daemon, at most; exact to a factor of two, NaN without reads.",
     );
     for (window, reads) in &windows {
-        for (quantile, part) in [("0.5", 0.5), ("0.99", 0.99)] {
+        for (percent, part) in [("50", 0.5), ("99", 0.99)] {
             let seconds = percentile(&reads.waits, part).unwrap_or(f64::NAN);
-            out.sample(&[("quantile", quantile), ("window", *window)], seconds);
+            out.sample(&[("percentile", percent), ("window", *window)], seconds);
         }
     }
 }

@@ -66,7 +66,7 @@ export function showOverview(now, points) {
     ["hit_ratio", format.percent(minute[layer]), `${format.percent(ten[layer])} in ten minutes`, `ratio.${layer}.1m`, minute[layer] ?? "NaN"],
     ["rate", format.rate(point && sum(point.bytes) / point.seconds), `${format.bytes(read)} since the start`],
     ["wait", waits.p99_seconds == null ? "none" : format.duration(waits.p99_seconds),
-      waits.count > 0 ? `half within ${format.duration(waits.p50_seconds)}` : "no read asked the daemon", "wait.0.99.1m", waits.p99_seconds ?? "NaN"],
+      waits.count > 0 ? `half within ${format.duration(waits.p50_seconds)}` : "no read asked the daemon", "wait.99.1m", waits.p99_seconds ?? "NaN"],
     ["bytes_saved", saved < 0 ? "nothing yet" : format.bytes(saved), savedNote(saved, read), "bytes_saved", saved],
   ];
   update(at("numbers"), numbers.map(([key, text, note, figure, value]) => {
