@@ -13,10 +13,11 @@ pub(super) const SOURCES: [&str; 9] =
 /// What stands for a figure that is not known.
 pub(super) const UNKNOWN: &str = "-";
 
-/// A share of 1 as percent: `99.8 %`.
+/// A share of 1 as percent: `99.8 %`. Only all of it is 100 %.
 pub(super) fn percent(share: Option<f64>) -> String {
     share.map_or(UNKNOWN.into(), |share| {
-        let text = format!("{:.1}", 100.0 * share);
+        let most = if share < 1.0 { 99.9 } else { 100.0 };
+        let text = format!("{:.1}", (100.0 * share).min(most));
         format!("{} %", text.strip_suffix(".0").unwrap_or(&text))
     })
 }

@@ -41,10 +41,10 @@ pub(super) fn ask_all<T: Send + 'static>(
     let ask = |mount: MountInfo| {
         let (asked, mut client) = (mount.clone(), client.clone());
         // Another user's mount may name any address, to be sent the token.
-        client.token_file = client.token_file.filter(|_| mount.is_own());
-        let Some(asking) = Asking::begin(mount.id) else { return (mount, None) };
+        client.token_file = client.token_file.filter(|_| mount.is_of_root_or_own());
+        let Some(inflight) = InflightMount::begin(mount.id) else { return (mount, None) };
         let ask = move || {
-            let _asking = asking;
+            let _inflight = inflight;
             question(&StatusClient { address: address_of(&asked)?, ..client })
         };
         (mount, Some(answer_of(ask)))
@@ -62,21 +62,21 @@ pub(super) fn ask_all<T: Send + 'static>(
 }
 
 /// The mounts that are being asked, by id. One that hangs keeps a thread, and only one.
-static ASKED: Mutex<BTreeSet<u64>> = Mutex::new(BTreeSet::new());
+static INFLIGHT_MOUNTS: Mutex<BTreeSet<u64>> = Mutex::new(BTreeSet::new());
 
 /// A mount is being asked while this lives.
-struct Asking(u64);
+struct InflightMount(u64);
 
-impl Asking {
+impl InflightMount {
     /// `None` if it is being asked already.
     fn begin(mount: u64) -> Option<Self> {
-        ASKED.lock().insert(mount).then_some(Self(mount))
+        INFLIGHT_MOUNTS.lock().insert(mount).then_some(Self(mount))
     }
 }
 
-impl Drop for Asking {
+impl Drop for InflightMount {
     fn drop(&mut self) {
-        ASKED.lock().remove(&self.0);
+        INFLIGHT_MOUNTS.lock().remove(&self.0);
     }
 }
 

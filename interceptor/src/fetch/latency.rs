@@ -28,7 +28,7 @@ const MAX_HEDGE_DELAY: Duration = Duration::from_secs(1);
 /// When a request is late while too few latencies are known.
 const DEFAULT_HEDGE_DELAY: Duration = Duration::from_millis(100);
 /// Latencies older than this say nothing of how the server does now.
-const RECENT: Duration = Duration::from_secs(60);
+const RECENT_WINDOW: Duration = Duration::from_secs(60);
 
 /// The latencies of one server, from a request to the first byte of its response.
 #[derive(Debug, Default)]
@@ -61,7 +61,7 @@ impl LatencyTracker {
     /// The latencies of the last minute before `now`, of all sizes; `None` if there are none.
     pub(super) fn recent(&self, now: Instant) -> Option<RecentLatency> {
         let samples = self.classes.iter().flat_map(|class| &class.samples);
-        let recent = samples.filter(|(at, _)| now.saturating_duration_since(*at) < RECENT);
+        let recent = samples.filter(|(at, _)| now.saturating_duration_since(*at) < RECENT_WINDOW);
         let mut latencies: Vec<Duration> = recent.map(|(_, latency)| *latency).collect();
         latencies.sort_unstable();
         let percentile = |part: usize| latencies.get(latencies.len() * part / 100);
@@ -108,7 +108,7 @@ mod tests {
         }
         let recent = latency.recent(Instant::now()).unwrap();
         assert_eq!(recent, RecentLatency { requests: 100, p50_seconds: 0.051, p99_seconds: 0.1 });
-        assert_eq!(latency.recent(Instant::now() + RECENT), None);
+        assert_eq!(latency.recent(Instant::now() + RECENT_WINDOW), None);
     }
 
     const fn ms(ms: u64) -> Duration {

@@ -65,10 +65,10 @@ pub(crate) struct MountInfo {
 }
 
 impl MountInfo {
-    /// Whether the user of this process has made it, as the kernel says of FUSE.
-    pub(crate) fn is_own(&self) -> bool {
-        let own = format!("user_id={}", rustix::process::geteuid().as_raw());
-        self.super_options.contains(&own)
+    /// Whether root or the user of this process has made it, as the kernel says of FUSE.
+    pub(crate) fn is_of_root_or_own(&self) -> bool {
+        let users = [0, rustix::process::geteuid().as_raw()];
+        users.iter().any(|user| self.super_options.contains(&format!("user_id={user}")))
     }
 
     /// The topmost mount at `path`, if that is a mount point. Reads the mount table and not the

@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use fuser::{
     AccessFlags, BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
@@ -402,6 +402,7 @@ impl Filesystem for SeaweedFilesystem {
             read::ReadReply::Pending(data) => {
                 let version = version.clone();
                 let caller = request.pid();
+                let (metrics, begun) = (self.context.metrics.clone(), Instant::now());
                 self.context.spawn(async move {
                     let data = unless_killed(caller, data).await;
                     if let Some(Ok(data)) = &data {
@@ -412,6 +413,7 @@ impl Filesystem for SeaweedFilesystem {
                         None => reply.error(Errno::EINTR),
                         Some(Ok(data)) => reply.data(&data),
                         Some(Err(error)) => {
+                            metrics.read_failed(begun.elapsed());
                             log_failed_read(&error, &version, offset, len);
                             reply.error(Errno::from_i32(error.errno()));
                         }

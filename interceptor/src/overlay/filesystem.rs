@@ -161,7 +161,10 @@ fn read_lower(metrics: &Metrics, file: &OpenFile, offset: u64, len: usize, pendi
                 metrics.read(Source::Lower, read as u64, begun.elapsed());
                 reply.data(&buffer[..read]);
             }
-            Err(error) => reply.error(errno(&error)),
+            Err(error) => {
+                metrics.read_failed(begun.elapsed());
+                reply.error(errno(&error));
+            }
         }
     });
 }

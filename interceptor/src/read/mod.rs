@@ -347,7 +347,7 @@ impl Reader {
                 }
                 waiting.end(None, &timelines);
                 let data = ReadData::join(parts.into_iter().flatten().collect());
-                reader.metrics.read(source, data.len() as u64, arrival.elapsed());
+                reader.metrics.read(source, data.len() as u64, came.elapsed());
                 Ok(data)
             }
             .boxed(),

@@ -170,6 +170,7 @@ struct Incidents {
 /// The counters and gauges of the daemon.
 pub struct Metrics {
     counters: Sharded<Counters>,
+    failed_reads: FlowCounter,
     incidents: Mutex<Incidents>,
     gauges: Mutex<Gauges>,
     window_samples: Mutex<WindowSamples>,
@@ -182,6 +183,7 @@ impl Metrics {
     pub fn new() -> Arc<Self> {
         Arc::new(Self {
             counters: Sharded::new(),
+            failed_reads: FlowCounter::default(),
             incidents: Mutex::default(),
             gauges: Mutex::default(),
             window_samples: Mutex::new(WindowSamples::new(Instant::now())),
@@ -195,6 +197,11 @@ impl Metrics {
     #[inline]
     pub fn read(&self, source: Source, bytes: u64, elapsed: Duration) {
         self.counters.mine().reads[source as usize].add(bytes, elapsed);
+    }
+
+    /// Counts a read that was answered with an error, `elapsed` after it reached the daemon.
+    pub fn read_failed(&self, elapsed: Duration) {
+        self.failed_reads.add(0, elapsed);
     }
 
     /// Counts `bytes` that a read found in a block of the cache that `source` had brought. Hot
@@ -373,7 +380,7 @@ impl Metrics {
                 }
             }
         }
-        totals.failed_reads = self.slow_reads.failed();
+        totals.failed_reads.add(&self.failed_reads);
         let incidents = self.incidents.lock();
         totals.fetch_errors = incidents.fetch_errors.clone();
         totals.fallbacks = incidents.fallbacks.clone();
@@ -398,7 +405,7 @@ impl Metrics {
     fn read_sample(&self) -> ReadSample {
         let totals = self.totals();
         let answered = AnsweredBytes::new(&totals, self.kernel().as_ref());
-        ReadSample { answered, waits: totals.all_reads() }
+        ReadSample { answered, waits: totals.all_reads(), failed: totals.failed_reads.count() }
     }
 }
 

@@ -47,17 +47,6 @@ impl MissRatioCurve {
         let point = self.points.iter().find(|point| point.miss_ratio <= best + most)?;
         Some((point.bytes, point.miss_ratio))
     }
-
-    /// The hit ratios of up to six cache sizes that are powers of two. The last one holds
-    /// everything that was read again.
-    pub fn hit_ratios(&self) -> Vec<(u64, f64)> {
-        let Some(last) = self.points.last() else { return Vec::new() };
-        let largest = last.bytes.max(self.granule_bytes).next_power_of_two();
-        let sizes = (0..6)
-            .rev()
-            .filter_map(|times| Some(largest >> (2 * times)).filter(|size| *size >= self.granule_bytes));
-        sizes.filter_map(|size| Some((size, 1.0 - self.miss_ratio(size)?))).collect()
-    }
 }
 
 #[cfg(test)]
@@ -79,12 +68,10 @@ mod tests {
     }
 
     #[test]
-    fn sizes_end_with_the_one_that_holds_everything() {
-        let curve = curve(&[(4096, 0.9), (60_000, 0.25)]);
-        let sizes: Vec<u64> = curve.hit_ratios().iter().map(|(size, _)| *size).collect();
-        assert_eq!(sizes, [4096, 16_384, 65_536]);
-        assert_eq!(curve.hit_ratios()[2].1, 0.75);
-        assert_eq!(MissRatioCurve::default().hit_ratios(), []);
+    fn enough_is_the_size_beyond_which_little_is_gained() {
+        let curve = curve(&[(4096, 0.9), (60_000, 0.255), (90_000, 0.25)]);
+        assert_eq!(curve.enough(0.01), Some((60_000, 0.255)));
+        assert_eq!(curve.enough(0.0), Some((90_000, 0.25)));
         assert_eq!(MissRatioCurve::default().enough(0.01), None);
     }
 }

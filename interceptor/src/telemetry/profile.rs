@@ -47,7 +47,9 @@ async fn profile(
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, TraceError> {
     query.check()?;
     let metrics = status.metrics();
-    let tree = metrics.slow_reads().followers().path_of(&query.path);
+    // All of the mount, with requests whose file has no path.
+    let is_whole = query.path.trim_end_matches('/').is_empty();
+    let tree = if is_whole { String::new() } else { metrics.slow_reads().followers().path_of(&query.path) };
     let until = Instant::now() + Duration::from_secs(query.seconds);
     Ok(Sse::new(events(metrics.profilers().start(&tree), until)))
 }

@@ -57,9 +57,9 @@ pub struct StatusReport {
     pub nodes: Option<u64>,
     /// Reads of applications that reached the daemon, by source.
     pub reads: BTreeMap<String, FlowReport>,
-    /// Reads of applications that waited for a fetch and failed, since the start.
+    /// Reads that applications got an error for, by window.
     #[serde(default)]
-    pub failed_reads: u64,
+    pub failed_reads: BTreeMap<String, u64>,
     /// Fetches from an origin, by source.
     pub fetches: BTreeMap<String, FlowReport>,
     /// Bytes that applications read, by source, including those that never reached the daemon.

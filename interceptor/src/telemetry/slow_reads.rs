@@ -17,7 +17,6 @@ use tokio::time::Instant;
 use super::answered_read::{AnsweredRead, ReadTarget, StepList};
 use super::log_limit::LogLimit;
 use super::read_followers::ReadFollowers;
-use super::shard::{FlowCounter, FlowTotal};
 use crate::arrival::Arrival;
 use crate::timeline::Timeline;
 
@@ -44,8 +43,6 @@ pub struct SlowReads {
     /// In microseconds.
     threshold: AtomicU64,
     total: AtomicU64,
-    /// Reads that failed, with the time until they did.
-    failed: FlowCounter,
     last: Mutex<VecDeque<AnsweredRead>>,
     waiting: Mutex<WaitingTable>,
     log_limit: LogLimit,
@@ -64,7 +61,6 @@ impl Default for SlowReads {
         Self {
             threshold: AtomicU64::new(DEFAULT_THRESHOLD.as_micros() as u64),
             total: AtomicU64::new(0),
-            failed: FlowCounter::default(),
             last: Mutex::default(),
             waiting: Mutex::default(),
             log_limit: LogLimit::new(),
@@ -101,13 +97,6 @@ impl SlowReads {
     /// Those who follow reads.
     pub fn followers(&self) -> &ReadFollowers {
         &self.followers
-    }
-
-    /// Reads that failed since the start.
-    pub(super) fn failed(&self) -> FlowTotal {
-        let mut failed = FlowTotal::default();
-        failed.add(&self.failed);
-        failed
     }
 
     /// How many reads were slow since the start.
@@ -168,9 +157,6 @@ impl WaitingRead<'_> {
     /// The read is answered, with an error or with its bytes, which `timelines` brought.
     pub fn end(self, error: Option<&dyn Display>, timelines: &[Timeline]) {
         let elapsed = self.key.0.elapsed();
-        if error.is_some() {
-            self.slow_reads.failed.add(0, elapsed);
-        }
         let describe = || AnsweredRead::new(self.target, elapsed, error, timelines);
         self.slow_reads.followers.offer(self.target.path, describe);
         if elapsed >= Duration::from_micros(self.slow_reads.threshold.load(Relaxed)) {
@@ -235,7 +221,6 @@ mod tests {
         }
         let last = slow_reads.last();
         assert_eq!((slow_reads.total(), last.len()), (3 * MAX_KEPT as u64, MAX_KEPT));
-        assert_eq!(slow_reads.failed().count(), 3 * MAX_KEPT as u64);
         assert_eq!((last[0].offset, last[0].error.as_deref()), (3 * MAX_KEPT as u64 - 1, Some("no server")));
         let offsets = |seen| Vec::from_iter(slow_reads.after(seen).1.iter().map(|read| read.offset));
         assert_eq!((offsets(94), offsets(96), offsets(0).len()), (vec![94, 95], vec![], MAX_KEPT));

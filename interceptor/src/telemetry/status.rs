@@ -258,7 +258,7 @@ impl Status {
                 .into_iter()
                 .map(|source| (label(source), FlowReport::from(&totals.reads[source as usize])))
                 .collect(),
-            failed_reads: totals.failed_reads.count(),
+            failed_reads: each_window(&windows, |reads| reads.failed),
             fetches: origins()
                 .map(|source| (label(source), FlowReport::from(&totals.fetches[source as usize])))
                 .collect(),

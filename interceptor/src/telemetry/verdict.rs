@@ -16,15 +16,13 @@ use super::slow_reads::MAX_KEPT;
 const STUCK_READ_SECONDS: f64 = 5.0;
 /// Slow reads count for so long.
 const RECENT_SECONDS: f64 = 60.0;
-/// Readers fail now if a read has failed within this time.
-const FAILING_SECONDS: f64 = 10.0;
 /// What a larger cache must bring to be recommended: a share of all reads.
 const MIN_CACHE_GAIN: f64 = 0.2;
 /// A cache is large enough if a larger one would bring no more than this.
 const MAX_MISSED_GAIN: f64 = 0.01;
 /// A volume server that takes longer than this for half of its answers may be called slow: a disk
 /// that seeks takes less.
-const MIN_SLOW_LATENCY: f64 = 0.03;
+const MIN_SLOW_SECONDS: f64 = 0.03;
 /// How many times slower than the others it is then.
 const SLOW_FACTOR: f64 = 4.0;
 /// Recent requests to a server without which it is not judged.
@@ -156,7 +154,7 @@ fn slow_servers(report: &StatusReport, add: &mut impl FnMut(Severity, String, &s
     known.sort_by(|a, b| a.1.p50_seconds.total_cmp(&b.1.p50_seconds));
     let Some((_, usual)) = known.get(known.len().saturating_sub(1) / 2).copied() else { return };
     for (address, RecentLatency { p50_seconds, p99_seconds, .. }) in known {
-        if p50_seconds >= MIN_SLOW_LATENCY && p50_seconds >= SLOW_FACTOR * usual.p50_seconds {
+        if p50_seconds >= MIN_SLOW_SECONDS && p50_seconds >= SLOW_FACTOR * usual.p50_seconds {
             let [half, most, usual] =
                 [p50_seconds, p99_seconds, usual.p50_seconds].map(Duration::from_secs_f64);
             add(
@@ -172,6 +170,18 @@ fn slow_servers(report: &StatusReport, add: &mut impl FnMut(Severity, String, &s
 }
 
 fn reads(report: &StatusReport, now: f64, add: &mut impl FnMut(Severity, String, &str)) {
+    let failed = match report.failed_reads.get("1m") {
+        None | Some(0) => None,
+        Some(1) => Some("one read failed in the last minute".to_owned()),
+        Some(failed) => Some(format!("{failed} reads failed in the last minute")),
+    };
+    if let Some(failed) = failed {
+        add(
+            Severity::Bad,
+            failed,
+            "The log says of each which servers were asked and why they did not deliver.",
+        );
+    }
     let waiting = &report.waiting_reads;
     if let Some(path) = waiting.oldest_path.as_ref().filter(|_| waiting.oldest_seconds > STUCK_READ_SECONDS) {
         let text = format!("a read of {path} has waited for {:.0} s", waiting.oldest_seconds);
@@ -193,21 +203,14 @@ fn reads(report: &StatusReport, now: f64, add: &mut impl FnMut(Severity, String,
     }
     let most = seconds.iter().max_by(|a, b| a.1.total_cmp(b.1));
     let at = most.map_or(String::new(), |(place, _)| format!(", most of that at {place}"));
-    let failed = recent.iter().filter(|read| read.error.is_some()).count();
-    let is_failing = recent.iter().any(|read| read.error.is_some() && now - read.at < FAILING_SECONDS);
-    let severity = if is_failing { Severity::Bad } else { Severity::Degraded };
-    let failed = match failed {
-        0 => String::new(),
-        some => format!(", {some} of them failed"),
-    };
     let reads = match recent.len() {
         1 => "one read was".to_owned(),
         // There may have been more.
         MAX_KEPT => format!("{MAX_KEPT} reads or more were"),
         some => format!("{some} reads were"),
     };
-    let text = format!("{reads} slow in the last minute{failed}{at}");
-    add(severity, text, "The dashboard and `interceptor status` list the steps of each.");
+    let text = format!("{reads} slow in the last minute{at}");
+    add(Severity::Degraded, text, "The dashboard and `interceptor status` list the steps of each.");
 }
 
 fn cache(report: &StatusReport, add: &mut impl FnMut(Severity, String, &str)) {
@@ -358,11 +361,12 @@ mod tests {
         assert!(text.ends_with("2 reads were slow in the last minute, most of that at b:1"), "{text}");
         let (_, text) = verdict(|report| report.slow_reads = vec![slow(NOW, "a:1", 2.0, None); MAX_KEPT]);
         assert!(text.contains("32 reads or more were slow"), "{text}");
-        let long_ago = vec![slow(NOW - FAILING_SECONDS, "a:1", 6.0, Some("EIO"))];
-        assert_eq!(verdict(|report| report.slow_reads = long_ago).0, Severity::Degraded, "it is over");
-        let (severity, text) = verdict(|report| report.slow_reads = vec![slow(NOW, "a:1", 6.0, Some("EIO"))]);
+        let (severity, text) = verdict(|report| {
+            report.failed_reads = [("1m".to_owned(), 3)].into();
+            report.slow_reads = vec![slow(NOW, "a:1", 6.0, Some("EIO"))];
+        });
         assert_eq!(severity, Severity::Bad);
-        assert!(text.contains("one read was slow in the last minute, 1 of them failed"), "{text}");
+        assert_eq!(text, "Readers wait or fail; 3 reads failed in the last minute, and 1 more");
     }
 
     #[test]

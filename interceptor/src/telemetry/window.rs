@@ -24,6 +24,8 @@ pub(super) struct ReadSample {
     pub(super) answered: AnsweredBytes,
     /// Reads that reached the daemon, of all sources.
     pub(super) waits: FlowTotal,
+    /// Of these, how many failed.
+    pub(super) failed: u64,
 }
 
 /// The reads within a window.
@@ -33,6 +35,8 @@ pub struct WindowReads {
     pub hit_ratios: HitRatios,
     /// Those that reached the daemon, with the time until their answer.
     pub waits: FlowTotal,
+    /// How many of these failed.
+    pub failed: u64,
 }
 
 /// The samples of the counters, oldest first.
@@ -63,6 +67,7 @@ impl WindowSamples {
         WindowReads {
             hit_ratios: sample.answered.since(&since.answered).hit_ratios(),
             waits: sample.waits.since(&since.waits),
+            failed: sample.failed.saturating_sub(since.failed),
         }
     }
 }
@@ -76,7 +81,7 @@ mod tests {
 
     fn answered(cache: u64, daemon: u64) -> ReadSample {
         let answered = AnsweredBytes { cache, daemon, kernel: None };
-        ReadSample { answered, waits: FlowTotal { bytes: daemon, ..FlowTotal::default() } }
+        ReadSample { answered, waits: FlowTotal { bytes: daemon, ..FlowTotal::default() }, failed: 0 }
     }
 
     fn ratios(samples: &WindowSamples, now: Instant, sample: &ReadSample, window: Duration) -> HitRatios {

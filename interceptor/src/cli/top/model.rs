@@ -67,7 +67,8 @@ impl TopModel {
                 let before = std::mem::replace(&mut self.now, report);
                 self.trouble = None;
                 // After another start the counters begin anew.
-                if before.pid == self.now.pid {
+                // In a container each may have the same process id.
+                if before.pid == self.now.pid && before.uptime_seconds <= self.now.uptime_seconds {
                     self.history.add(&before, &self.now);
                     self.before = Some(before);
                 } else {

@@ -55,9 +55,11 @@ async function askMounts() {
 }
 
 let events = null;
+let retry = null;
 
 function follow(span) {
   events?.close();
+  clearTimeout(retry);
   for (const button of document.querySelectorAll("button[data-span]")) {
     button.setAttribute("aria-pressed", String(button.dataset.span === span));
   }
@@ -74,7 +76,7 @@ function follow(span) {
   events.addEventListener("status", (event) => showStatus(JSON.parse(event.data)));
   // What was refused is not asked for again by the browser.
   events.addEventListener("error", () => {
-    if (events.readyState === EventSource.CLOSED) setTimeout(() => follow(span), READY_EVERY_MS);
+    if (events.readyState === EventSource.CLOSED) retry = setTimeout(() => follow(span), READY_EVERY_MS);
   });
 }
 

@@ -13,11 +13,13 @@ const at = (id) => document.getElementById(id);
 // Readiness is asked for apart, since that takes a request to the mount itself.
 let notReady = null;
 let last = null;
+let mountPoint = "";
 
 function showVerdict() {
   const { severity, text, findings } = last;
   const worst = notReady ? "bad" : severity;
   setText(at("severity"), LABELS[worst]);
+  document.title = `${LABELS[worst]} – ${mountPoint} – interceptor`;
   at("severity").className = CLASSES[worst];
   const sentence = text.endsWith(".") ? text : `${text}.`;
   setText(at("sentence"), notReady ? `${notReady.text}.` : sentence);
@@ -48,7 +50,7 @@ function savedNote(saved, read) {
 
 export function showOverview(now, points) {
   document.body.classList.remove("is-gone");
-  document.title = `${LABELS[now.verdict.severity]} – ${now.mount_point} – interceptor`;
+  mountPoint = now.mount_point;
   setText(at("version"), now.version);
   setText(at("place"), `${now.mount_point} · ${now.current_filer ?? (now.filers.length > 0 ? "no filer" : "the mount below")}${now.filer_path}`);
   at("open").hidden = now.access !== "open";
