@@ -38,6 +38,12 @@ impl<T> Handles<T> {
         self.shard(number).read().get(&number).cloned()
     }
 
+    /// How many there are.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.read().len()).sum()
+    }
+
     pub(crate) fn remove(&self, number: u64) -> Option<Arc<T>> {
         self.shard(number).write().remove(&number)
     }
@@ -53,10 +59,12 @@ mod tests {
     fn a_handle_is_found_until_it_is_removed() {
         let handles = Handles::new();
         let numbers: Vec<_> = (0..100).map(|value| handles.insert(Arc::new(value))).collect();
+        assert_eq!(handles.len(), 100);
         for (value, number) in numbers.iter().enumerate() {
             assert_eq!(handles.get(*number).as_deref(), Some(&value));
             assert_eq!(handles.remove(*number).as_deref(), Some(&value));
             assert!(handles.get(*number).is_none() && handles.remove(*number).is_none());
         }
+        assert_eq!(handles.len(), 0);
     }
 }

@@ -335,7 +335,8 @@ fn a_mount_survives_any_request() {
     let context = context(namespace.clone(), filer, runtime.handle().clone());
     let ended = Arc::new(AtomicBool::new(false));
     let changing = runtime.spawn(change(memory.clone(), namespace.clone(), ended.clone()));
-    run.fuzz(SeaweedFilesystem::new(context), &NAMES, || {
+    let handles = context.clone();
+    let plain = || {
         ended.store(true, Ordering::Relaxed);
         runtime.block_on(changing).unwrap();
         let content: Vec<u8> = (0..60_000).map(byte).collect();
@@ -344,6 +345,7 @@ fn a_mount_survives_any_request() {
         namespace.connected();
         namespace.apply(&changed(None, Some(fresh)));
         ("fresh".into(), content)
-    });
+    };
+    run.fuzz(SeaweedFilesystem::new(context), &NAMES, plain, || handles.handles.open_count());
     assert!(ledger.is_complete(), "the ledger is full");
 }

@@ -61,6 +61,12 @@ impl HandleRecords {
         Self { ledger, open: Handles::new(), next, inherited: Mutex::default() }
     }
 
+    /// How many are open.
+    #[cfg(test)]
+    pub(super) fn open_count(&self) -> usize {
+        self.open.len()
+    }
+
     /// Takes the handles that the predecessor had open.
     pub(super) fn restore(&self, records: &[StoredRecord]) -> Vec<StoredHandle> {
         let handles = records.iter().filter(|record| record.kind == RecordKind::Handle);

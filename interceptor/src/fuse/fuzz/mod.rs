@@ -9,8 +9,9 @@
 //! Requests look like a kernel's, with numbers, names and lengths that a kernel never sends
 //! ([`requests`]). They come in bursts, so that several threads answer at once. It checks that
 //! each request is answered once, in time, by a message that the kernel would accept; that nothing
-//! panics except where [`FuzzRequest::may_panic`] allows it; that memory stays bounded; and that
-//! at the end an untouched file is read right.
+//! panics except where [`FuzzRequest::may_panic`] allows it; that memory stays bounded; that at the
+//! end an untouched file is read right; and that nothing is held once all handles are released and
+//! all nodes are forgotten.
 //!
 //! `FUZZ_SECONDS` sets how long each file system is tried, `FUZZ_SEED` repeats a run. `cargo xtask
 //! fuzz` sets the first.
@@ -123,12 +124,14 @@ impl FuzzRun {
     }
 
     /// Sends requests to `filesystem` until the time is over. `plain` is called at the end; it
-    /// makes a file in the root, and returns its name and content.
+    /// makes a file in the root, and returns its name and content. `held` counts what requests have
+    /// opened or looked up and not given back.
     pub(crate) fn fuzz<F: Filesystem + Clone>(
         &self,
         filesystem: F,
         vocabulary: &[&str],
         plain: impl FnOnce() -> (String, Vec<u8>),
+        held: impl Fn() -> usize,
     ) {
         println!("FUZZ_SEED={} for {} s", self.seed, self.duration.as_secs());
         let mut kernel = SimulatedKernel::new(filesystem, RequestGenerator::new(self.seed, vocabulary));
@@ -141,6 +144,13 @@ impl FuzzRun {
         let grown = resident().saturating_sub(before);
         println!("{} requests, {} MiB more memory; {}", kernel.sent, grown >> 20, kernel.summary());
         assert!(grown < MAX_MEMORY_GROWTH, "{grown} bytes more memory");
+        kernel.release_all();
+        // Forgetting has no answer.
+        let begun = FuzzInstant::now();
+        while held() > 0 {
+            assert!(begun.elapsed() < ANSWER_TIMEOUT, "{} things are held without a name", held());
+            thread::yield_now();
+        }
         kernel.end();
     }
 }
@@ -155,9 +165,9 @@ struct SimulatedKernel {
     sent: u64,
     /// By opcode: how many requests succeeded, and how many failed.
     answered: HashMap<u32, (u64, u64)>,
-    /// Requests without a reply that may get an error reply if they are malformed, each with the
-    /// time until when.
-    unawaited: HashMap<u64, FuzzInstant>,
+    /// Requests without a reply that may get an error reply if they are malformed, and those whose
+    /// reply may come late, each with the time until when.
+    unawaited: HashMap<u64, (FuzzRequest, FuzzInstant)>,
     /// Panics that were allowed.
     contained: u64,
     /// Until when a request without a reply may still panic.
@@ -277,8 +287,9 @@ impl SimulatedKernel {
     /// Accepts an answer to each of `requests` for a while.
     fn await_no_longer(&mut self, requests: impl IntoIterator<Item = (u64, FuzzRequest)>) {
         let now = FuzzInstant::now();
-        self.unawaited.retain(|_, until| now < *until);
-        self.unawaited.extend(requests.into_iter().map(|(unique, _)| (unique, now + MAX_DELAY)));
+        self.unawaited.retain(|_, (_, until)| now < *until);
+        let requests = requests.into_iter();
+        self.unawaited.extend(requests.map(|(unique, request)| (unique, (request, now + MAX_DELAY))));
     }
 
     /// Receives answers until none is missing.
@@ -304,10 +315,9 @@ impl SimulatedKernel {
     /// Receives the next answer, if one comes in time.
     fn take_reply(&mut self, timeout: Duration, waiting: &mut HashMap<u64, FuzzRequest>) -> bool {
         let Some((unique, reply)) = self.receive(timeout) else { return false };
-        let Some(request) = waiting.remove(&unique) else {
-            let is_late = self.unawaited.remove(&unique).is_some();
-            assert!(is_late, "a second answer, or one to nothing: {unique} of {}, {reply:?}", self.unique);
-            return true;
+        let request = waiting.remove(&unique).or_else(|| Some(self.unawaited.remove(&unique)?.0));
+        let Some(request) = request else {
+            panic!("a second answer, or one to nothing: {unique} of {}, {reply:?}", self.unique)
         };
         let count = self.answered.entry(request.opcode).or_default();
         if reply.error == 0 {
@@ -393,12 +403,13 @@ impl SimulatedKernel {
     /// Sends one request and waits for its reply.
     fn ask(&mut self, request: FuzzRequest) -> FuzzReply {
         let mut waiting = HashMap::new();
-        self.send(request, &mut waiting);
+        self.send(request.clone(), &mut waiting);
         let begun = FuzzInstant::now();
         while begun.elapsed() < ANSWER_TIMEOUT {
             if let Some((unique, reply)) = self.receive(Duration::from_millis(50))
                 && unique == self.unique
             {
+                self.generator.learn(&request, &reply);
                 return reply;
             }
         }
@@ -416,6 +427,15 @@ impl SimulatedKernel {
         let read = self.ask(FuzzRequest::read(node, number(&opened), 0, 64 << 10));
         assert_eq!(read.error, 0, "the plain file cannot be read");
         read.body
+    }
+
+    /// Releases all handles and forgets all nodes that replies have named.
+    fn release_all(&mut self) {
+        while let Some(request) = self.generator.next_release() {
+            let mut waiting = HashMap::new();
+            self.send(request, &mut waiting);
+            self.collect(&mut waiting);
+        }
     }
 
     /// Tells each thread that the file system is unmounted, and waits for the threads to end.

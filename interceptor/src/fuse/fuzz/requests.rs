@@ -82,6 +82,9 @@ const MAX_HANDLES: usize = 150;
 /// The largest number of nodes that are remembered.
 const MAX_NODES: usize = 300;
 
+/// More lookups than a node gets.
+const ALL_LOOKUPS: u64 = 1 << 40;
+
 /// Nodes that wait to be forgotten, from which on they are forgotten more often.
 const MAX_DROPPED: usize = 50;
 
@@ -445,6 +448,8 @@ impl RequestGenerator {
             request.has_wrong_length = true;
         }
         request.may_panic = request.opcode == opcode::SETATTR && has_extreme_time(&request);
+        let is_whole = request.opcode == opcode::FORGET && !request.has_wrong_length;
+        self.dropped.pop_if(|node| is_whole && *node == request.node);
         request
     }
 
@@ -512,8 +517,8 @@ impl RequestGenerator {
         let (mut node, body) = match opcode {
             LOOKUP | UNLINK | RMDIR => (self.node(), body.name(&self.name())),
             REMOVEXATTR => (self.node(), body.name(&self.attribute_name())),
-            FORGET => match self.dropped.pop() {
-                Some(node) => (node, body.u64(1 << 40)),
+            FORGET => match self.dropped.last() {
+                Some(node) => (*node, body.u64(ALL_LOOKUPS)),
                 None => (self.node(), body.u64(self.random.random_range(0..3))),
             },
             GETATTR => (self.node(), body.u32(self.number32() & 1).u32(0).u64(self.handle(false).1)),
@@ -647,17 +652,17 @@ impl RequestGenerator {
         use opcode::*;
         let number = |at: usize| Some(u64::from_ne_bytes(reply.body.get(at..at + 8)?.try_into().ok()?));
         let sent = |at: usize| Some(u64::from_ne_bytes(request.body.get(at..at + 8)?.try_into().ok()?));
-        match request.opcode {
-            RELEASE => self.files.retain(|(_, handle)| Some(*handle) != sent(0)),
-            RELEASEDIR => self.directories.retain(|(_, handle)| Some(*handle) != sent(0)),
-            _ => {}
-        }
         match -reply.error {
             0 => {}
-            libc::ESTALE => return self.nodes.retain(|node| *node == ROOT || *node != request.node),
+            libc::ESTALE if request.node != ROOT => {
+                self.nodes.retain(|node| *node != request.node);
+                return self.dropped.push(request.node);
+            }
             _ => return,
         }
         match request.opcode {
+            RELEASE => self.files.retain(|(_, handle)| Some(*handle) != sent(0)),
+            RELEASEDIR => self.directories.retain(|(_, handle)| Some(*handle) != sent(0)),
             LOOKUP | SYMLINK | MKNOD | MKDIR | LINK => self.add_node(number(0)),
             CREATE => {
                 self.add_node(number(0));
@@ -677,6 +682,21 @@ impl RequestGenerator {
             }
             _ => {}
         }
+    }
+
+    /// The next request of those that release all handles and forget all nodes.
+    pub(crate) fn next_release(&mut self) -> Option<FuzzRequest> {
+        let release = |opcode, (node, handle)| {
+            FuzzRequest::new(opcode, node, RequestBody::default().u64(handle).u64(0).u64(0).0)
+        };
+        let file = self.files.pop().map(|handle| release(opcode::RELEASE, handle));
+        let directory = || self.directories.pop().map(|handle| release(opcode::RELEASEDIR, handle));
+        let next = file.or_else(directory);
+        next.or_else(|| {
+            self.dropped.extend(self.nodes.drain(..).filter(|node| *node != ROOT));
+            let body = RequestBody::default().u64(ALL_LOOKUPS);
+            Some(FuzzRequest::new(opcode::FORGET, self.dropped.pop()?, body.0))
+        })
     }
 
     fn add_node(&mut self, node: Option<u64>) {
