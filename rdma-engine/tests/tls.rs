@@ -224,7 +224,7 @@ async fn certificates_of_another_authority_and_none_are_refused() {
         (Some(ours.without_certificate()), "received fatal alert"),
     ] {
         match read(&client(served.address, Transport::Tcp, tls), 1).await {
-            Err(ReadError::Lost(why)) => assert!(why.contains("TLS") && why.contains(reason), "{why}"),
+            Err(ReadError::Tls(why)) => assert!(why.contains("TLS") && why.contains(reason), "{why}"),
             other => panic!("{other:?}"),
         }
     }
@@ -243,7 +243,7 @@ async fn a_side_without_tls_learns_the_reason() {
     let plain = serve(None).await;
     let tls = authority.client(&authority);
     match read(&client(plain.address, Transport::Tcp, tls), 1).await {
-        Err(ReadError::Lost(why)) => assert!(why.contains("the engine does not speak TLS"), "{why}"),
+        Err(ReadError::Tls(why)) => assert!(why.contains("the engine does not speak TLS"), "{why}"),
         other => panic!("{other:?}"),
     }
     assert!(plain.metrics.exposition().finish().contains("reason=\"no_tls\"} 1"));

@@ -292,6 +292,19 @@ impl Cluster {
         &self.volumes
     }
 
+    /// Makes two empty volumes on each volume server. Without them the master chooses servers for
+    /// the first volumes by chance, and some get none.
+    ///
+    /// # Errors
+    /// When the master refuses.
+    pub fn grow_everywhere(&self) -> anyhow::Result<()> {
+        for server in &self.volumes {
+            let grow = format!("/vol/grow?count=2&dataNode={}", server.address());
+            self.master.get(&grow)?;
+        }
+        Ok(())
+    }
+
     /// The master process.
     #[must_use]
     pub fn master(&self) -> &Server {
@@ -312,6 +325,14 @@ impl Cluster {
     /// When it does not listen in time; the text has the tail of its log.
     pub fn start_engine(&self, server: &Server) -> anyhow::Result<Engine> {
         self.start_engine_through(&[], server)
+    }
+
+    /// As [`Cluster::start_engine`], with another `security.toml`.
+    ///
+    /// # Errors
+    /// See [`Cluster::start_engine`].
+    pub fn start_engine_with(&self, server: &Server, security: &Path) -> anyhow::Result<Engine> {
+        Engine::start(&[], server.directory(), security.to_owned())
     }
 
     /// As [`Cluster::start_engine`], through a command line that execs the engine or ends with it,

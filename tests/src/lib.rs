@@ -21,6 +21,7 @@
 //! * **A machine that lacks something skips loudly.** See [`host`].
 
 pub mod browser;
+pub mod certificates;
 pub mod cluster;
 pub mod data;
 pub mod engine;

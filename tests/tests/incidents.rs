@@ -8,6 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use serde_json::Value;
+use tests::certificates::Authority;
 use tests::mount::interceptor_program;
 use tests::{Browser, Cluster, Fault, Mount, Pattern, Viewport, data, eventually, host};
 
@@ -73,6 +74,7 @@ fn a_slow_server_and_then_a_silent_one_is_named() {
         return;
     }
     let cluster = Cluster::builder().volume_servers(3).proxied().start().unwrap();
+    cluster.grow_everywhere().unwrap();
     for number in 0..FILES {
         cluster.filer().put(&path(number), &content(number), "").unwrap();
     }
@@ -82,7 +84,6 @@ fn a_slow_server_and_then_a_silent_one_is_named() {
     let address = culprit.address();
     let mut browser = host::has_browser().then(|| Browser::start().unwrap());
     if let Some(browser) = &mut browser {
-        browser.look(Viewport { width: 1280, height: 900, is_dark: false }).unwrap();
         browser.open(mount.status_url().unwrap()).unwrap();
     }
     let mut is_shown = |text: &str| {
@@ -90,6 +91,11 @@ fn a_slow_server_and_then_a_silent_one_is_named() {
         let text = serde_json::to_string(text).unwrap();
         let sentence = format!("document.getElementById('sentence').textContent.includes({text})");
         browser.wait_until(&sentence, TIMEOUT).unwrap();
+        for is_dark in [false, true] {
+            browser.look(Viewport { width: 1280, height: 900, is_dark }).unwrap();
+            let faults = browser.accessibility_faults().unwrap();
+            assert_eq!(faults.unwrap_or_default(), &[] as &[String], "dark: {is_dark}");
+        }
     };
     let is_good = || (status(&mount)["verdict"]["severity"] == "good").then_some(());
     eventually("a healthy mount", TIMEOUT, is_good).unwrap();
@@ -118,6 +124,40 @@ fn a_slow_server_and_then_a_silent_one_is_named() {
         ended.store(true, Ordering::SeqCst);
         culprit.set(Fault::None);
     });
+}
+
+/// An engine takes only clients with certificates, and the mount has none.
+#[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
+fn an_engine_that_refuses_without_tls_is_named() {
+    if !host::can_mount() {
+        return;
+    }
+    let keys = tempfile::tempdir().unwrap();
+    let authority = Authority::new("the cluster's authority");
+    authority.write(keys.path());
+    authority.issue(keys.path(), "member");
+    let at = |name: &str| keys.path().join(name).display().to_string();
+    let (ca, certificate, key) = (at("ca.crt"), at("member.crt"), at("member.key"));
+    let security = keys.path().join("security.toml");
+    let settings =
+        format!("[grpc]\nca = \"{ca}\"\n[grpc.volume]\ncert = \"{certificate}\"\nkey = \"{key}\"\n");
+    fs::write(&security, settings).unwrap();
+
+    let cluster = Cluster::builder().start().unwrap();
+    cluster.filer().put("/file", &content(1), "").unwrap();
+    let server = &cluster.volume_servers()[0];
+    let engine = cluster.start_engine_with(server, &security).unwrap();
+    let named = format!("--engine={}={}", server.address(), engine.address());
+    let mount = Mount::builder(&cluster).arg(&named).start().unwrap();
+    data::assert_same("/file", &fs::read(mount.file("/file")).unwrap(), &content(1));
+    let sentence = format!("engine {} is there and not used", engine.address());
+    let finding = verdict_with(&mount, &sentence);
+    assert_eq!(finding["severity"], "degraded");
+    assert!(finding["advice"].as_str().unwrap().contains("the engine asks for TLS"), "{finding}");
+    assert!(printed(&mount).contains(&sentence), "{}", printed(&mount));
+    let log = mount.log().unwrap();
+    assert!(log.contains("an engine is not asked") && log.contains("asks for TLS"), "{log}");
 }
 
 /// The filer falls silent: its changes are no longer heard.

@@ -6,9 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-};
+use tests::certificates::Authority;
 use tests::mount::interceptor_program;
 use tests::{Cluster, Layer, Mount, Pattern, eventually, host, reading};
 
@@ -167,19 +165,9 @@ fn the_certificate_of_the_status_api_is_renewed() {
 
 /// Writes an authority, and a certificate of it, where a cluster and its clients look for them.
 fn issue(directory: &Path, name: &str) {
-    let mut params = CertificateParams::new(Vec::new()).unwrap();
-    params.distinguished_name.push(DnType::CommonName, name);
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-    let mut params = CertificateParams::new(vec!["localhost".into(), "127.0.0.1".into()]).unwrap();
-    params.distinguished_name.push(DnType::CommonName, "member");
-    params.extended_key_usages =
-        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-    let key = KeyPair::generate().unwrap();
-    let certificate = params.signed_by(&key, &authority).unwrap();
-    fs::write(directory.join("ca.crt"), authority.pem()).unwrap();
-    fs::write(directory.join("member.crt"), certificate.pem()).unwrap();
-    fs::write(directory.join("member.key"), key.serialize_pem()).unwrap();
+    let authority = Authority::new(name);
+    authority.write(directory);
+    authority.issue(directory, "member");
 }
 
 #[test]

@@ -1,35 +1,13 @@
 //! A cluster with TLS: mutual on gRPC and with engines, and on the volume servers' HTTP.
 
 use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-};
 use rdma_engine::Refusal;
 use rdma_engine::client::{Client, ClientOptions, ReadError};
 use rdma_engine::protocol::Transport;
+use tests::certificates::Authority;
 use tests::{Cluster, Mount, Pattern, data, host, reading};
-
-fn authority(name: &str) -> CertifiedIssuer<'static, KeyPair> {
-    let mut params = CertificateParams::new(Vec::new()).unwrap();
-    params.distinguished_name.push(DnType::CommonName, name);
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
-}
-
-/// Writes `NAME.crt` and `NAME.key` for servers and clients of this host.
-fn issue(authority: &CertifiedIssuer<'static, KeyPair>, directory: &Path, name: &str) {
-    let mut params = CertificateParams::new(vec!["localhost".into(), "127.0.0.1".into()]).unwrap();
-    params.distinguished_name.push(DnType::CommonName, name);
-    params.extended_key_usages =
-        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-    let key = KeyPair::generate().unwrap();
-    let certificate = params.signed_by(&key, authority).unwrap();
-    fs::write(directory.join(format!("{name}.crt")), certificate.pem()).unwrap();
-    fs::write(directory.join(format!("{name}.key")), key.serialize_pem()).unwrap();
-}
 
 #[test]
 #[cfg_attr(not(can_mount), ignore = "needs mounts")]
@@ -38,10 +16,11 @@ fn everything_over_tls() {
         return;
     }
     let keys = tempfile::tempdir().unwrap();
-    let (ours, foreign) = (authority("the cluster's authority"), authority("somebody else's authority"));
-    fs::write(keys.path().join("ca.crt"), ours.pem()).unwrap();
-    issue(&ours, keys.path(), "member");
-    issue(&foreign, keys.path(), "stranger");
+    let (ours, foreign) =
+        (Authority::new("the cluster's authority"), Authority::new("somebody else's authority"));
+    ours.write(keys.path());
+    ours.issue(keys.path(), "member");
+    foreign.issue(keys.path(), "stranger");
     let at = |name: &str| keys.path().join(name).display().to_string();
     let (ca, certificate, key) = (at("ca.crt"), at("member.crt"), at("member.key"));
     let identity = format!("cert = \"{certificate}\"\nkey = \"{key}\"\n");

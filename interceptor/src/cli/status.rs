@@ -168,6 +168,7 @@ mod tests {
                 address: format!("10.0.0.{number}:18515"),
                 state: EngineState::Connected,
                 source: Some("tcp".into()),
+                distrust: None,
                 last_error: None,
             }),
         }

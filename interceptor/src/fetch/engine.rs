@@ -245,14 +245,18 @@ impl Engine {
     /// How it does, for the status API.
     pub(super) fn health(&self) -> EngineHealth {
         let source = self.connected();
-        let state = match source {
-            Some(_) => EngineState::Connected,
-            None => self.availability.lock().state_without_connection(),
+        let (state, distrust) = match source {
+            Some(_) => (EngineState::Connected, None),
+            None => {
+                let availability = self.availability.lock();
+                (availability.state_without_connection(), availability.distrusted.clone())
+            }
         };
         EngineHealth {
             address: self.address().to_owned(),
             state,
             source: source.map(|source| source.label().to_owned()),
+            distrust,
             last_error: self.last_error.latest(),
         }
     }

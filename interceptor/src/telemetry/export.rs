@@ -20,6 +20,7 @@ use super::report::percentile;
 use super::shard::FlowTotal;
 use super::slow_reads::SlowReads;
 use super::status::MountIdentity;
+use super::window::WindowReads;
 
 /// All metrics of a mount. `is_ready`: whether it is, as `/readyz` says.
 pub fn exposition(metrics: &Metrics, identity: &MountIdentity, is_ready: bool) -> Exposition {
@@ -48,7 +49,8 @@ pub fn exposition(metrics: &Metrics, identity: &MountIdentity, is_ready: bool) -
         self::kernel(&mut out, counts, &totals);
     }
     levels(&mut out, &metrics.levels());
-    windows(&mut out, metrics);
+    let now = Instant::now();
+    windows(&mut out, &metrics.window_reads(now, &totals, kernel.as_ref()));
     out.family(
         "interceptor_origin_saved_bytes",
         "gauge",
@@ -65,14 +67,13 @@ pub fn exposition(metrics: &Metrics, identity: &MountIdentity, is_ready: bool) -
     out
 }
 
-fn windows(out: &mut Exposition, metrics: &Metrics) {
-    let windows = metrics.window_reads(Instant::now());
+fn windows(out: &mut Exposition, windows: &[(&'static str, WindowReads)]) {
     out.family(
         "interceptor_cache_hit_ratio",
         "gauge",
         "Of the bytes that reads asked of the daemon, the part answered from memory; NaN without reads.",
     );
-    for (window, reads) in &windows {
+    for (window, reads) in windows {
         out.sample(&[("window", *window)], reads.hit_ratios.cache.unwrap_or(f64::NAN));
     }
     out.family(
@@ -80,7 +81,7 @@ fn windows(out: &mut Exposition, metrics: &Metrics) {
         "gauge",
         "Of the bytes that reached a layer, the part that it had; NaN without reads or where it is not seen.",
     );
-    for (window, reads) in &windows {
+    for (window, reads) in windows {
         for (layer, ratio) in reads.hit_ratios.by_layer() {
             out.sample(&[("layer", layer), ("window", *window)], ratio.unwrap_or(f64::NAN));
         }
@@ -90,7 +91,7 @@ fn windows(out: &mut Exposition, metrics: &Metrics) {
         "gauge",
         "How long applications waited for reads that reached the daemon, at most; exact to a factor of two, NaN without reads.",
     );
-    for (window, reads) in &windows {
+    for (window, reads) in windows {
         for (percent, part) in [("50", 0.5), ("99", 0.99)] {
             let seconds = percentile(&reads.waits, part).unwrap_or(f64::NAN);
             out.sample(&[("percentile", percent), ("window", *window)], seconds);

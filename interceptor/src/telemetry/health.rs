@@ -82,6 +82,9 @@ pub struct EngineHealth {
     pub state: EngineState,
     /// The transport of its bytes; `null` while it is not used.
     pub source: Option<String>,
+    /// Why it is not trusted, or does not trust this host, if it is there and not used.
+    #[serde(default)]
+    pub distrust: Option<String>,
     /// The last failure, if there was one.
     pub last_error: Option<ErrorRecord>,
 }
@@ -96,7 +99,8 @@ pub enum EngineState {
     Lost,
     /// It was never connected; there may be no engine.
     Absent,
-    /// A peer answers that does not prove to be the volume server's engine; it is not used.
+    /// A peer answers that does not prove to be the volume server's engine, or that wants TLS or a
+    /// certificate which this host does not have; it is not used.
     Unproved,
 }
 

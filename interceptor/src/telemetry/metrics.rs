@@ -20,7 +20,6 @@ use serde::{Deserialize, Serialize};
 use super::health::{FilerHealth, VolumeServerHealth};
 use super::kernel::KernelCounts;
 pub use super::labels::{KernelEventKind, OpenMode, Outcome, Source, Trigger};
-use super::ratios::AnsweredBytes;
 use super::request_profile::RequestProfilers;
 use super::shard::{FlowCounter, Sharded};
 use super::slow_reads::SlowReads;
@@ -391,21 +390,20 @@ impl Metrics {
     /// Samples the counters for the windows. Must be called every [`super::window::TICK`], or the
     /// figures cover more than their windows.
     pub fn tick(&self, now: Instant) {
-        let sample = self.read_sample();
+        let sample = ReadSample::new(&self.totals(), self.kernel().as_ref());
         self.window_samples.lock().take(now, sample);
     }
 
-    /// The reads within each of [`WINDOWS`].
-    pub fn window_reads(&self, now: Instant) -> [(&'static str, WindowReads); WINDOWS.len()] {
-        let sample = self.read_sample();
+    /// The reads within each of [`WINDOWS`] until `now`, when `totals` and `kernel` were taken.
+    pub fn window_reads(
+        &self,
+        now: Instant,
+        totals: &Totals,
+        kernel: Option<&KernelCounts>,
+    ) -> [(&'static str, WindowReads); WINDOWS.len()] {
+        let sample = ReadSample::new(totals, kernel);
         let window_samples = self.window_samples.lock();
         WINDOWS.map(|(name, window)| (name, window_samples.reads(now, &sample, window)))
-    }
-
-    fn read_sample(&self) -> ReadSample {
-        let totals = self.totals();
-        let answered = AnsweredBytes::new(&totals, self.kernel().as_ref());
-        ReadSample { answered, waits: totals.all_reads(), failed: totals.failed_reads.count() }
     }
 }
 
@@ -449,8 +447,8 @@ mod tests {
             [(0, 0), (1, 3_000_000)]
         );
         assert_eq!(totals.prefetched, [[0, 0], [0, 7], [0, 0], [0, 0], [0, 0], [0, 0], [0, 0], [0, 0]]);
-        let ratios =
-            metrics.window_reads(Instant::now()).map(|(window, reads)| (window, reads.hit_ratios.cache));
+        let windows = metrics.window_reads(Instant::now(), &totals, None);
+        let ratios = windows.map(|(window, reads)| (window, reads.hit_ratios.cache));
         assert_eq!(ratios, [("1m", Some(0.75)), ("10m", Some(0.75))]);
     }
 
@@ -461,8 +459,8 @@ mod tests {
         let now = Instant::now();
         metrics.tick(now);
         metrics.read(Source::Cache, 100, Duration::ZERO);
-        let ratios =
-            metrics.window_reads(now + WINDOWS[0].1).map(|(window, reads)| (window, reads.hit_ratios.cache));
+        let windows = metrics.window_reads(now + WINDOWS[0].1, &metrics.totals(), None);
+        let ratios = windows.map(|(window, reads)| (window, reads.hit_ratios.cache));
         assert_eq!(ratios, [("1m", Some(1.0)), ("10m", Some(0.5))]);
     }
 

@@ -60,6 +60,9 @@ pub struct StatusReport {
     /// Reads that applications got an error for, by window.
     #[serde(default)]
     pub failed_reads: BTreeMap<String, u64>,
+    /// Fetches whose bytes were refused as damaged, by window.
+    #[serde(default)]
+    pub damaged_fetches: BTreeMap<String, u64>,
     /// Fetches from an origin, by source.
     pub fetches: BTreeMap<String, FlowReport>,
     /// Bytes that applications read, by source, including those that never reached the daemon.

@@ -222,7 +222,7 @@ impl Status {
             )
         };
         let current_filer = filers.iter().find(|filer| filer.is_current).map(|filer| filer.address.clone());
-        let windows = self.metrics.window_reads(Instant::now());
+        let windows = self.metrics.window_reads(Instant::now(), &totals, kernel.as_ref());
         subscription.changes = self.changes.load(Relaxed);
         if let Some(live) = levels.subscription_live {
             subscription.live = live;
@@ -259,6 +259,7 @@ impl Status {
                 .map(|source| (label(source), FlowReport::from(&totals.reads[source as usize])))
                 .collect(),
             failed_reads: each_window(&windows, |reads| reads.failed),
+            damaged_fetches: each_window(&windows, |reads| reads.damaged),
             fetches: origins()
                 .map(|source| (label(source), FlowReport::from(&totals.fetches[source as usize])))
                 .collect(),

@@ -100,11 +100,16 @@ fn servers(report: &StatusReport, add: &mut impl FnMut(Severity, String, &str)) 
                 format!("engine {} is lost", engine.address),
                 "Its bytes come over HTTP until it answers again; look whether rdma-engine runs there.",
             ),
-            EngineState::Unproved => add(
-                Severity::Degraded,
-                format!("engine {} is not trusted", engine.address),
-                "Its bytes come over HTTP; both sides need the same key or certificates.",
-            ),
+            EngineState::Unproved => {
+                let why = engine.distrust.as_deref().unwrap_or("trust is missing");
+                add(
+                    Severity::Degraded,
+                    format!("engine {} is there and not used", engine.address),
+                    &format!(
+                        "Its bytes come over HTTP until both sides have the same key or certificates: {why}."
+                    ),
+                );
+            }
             EngineState::Connected | EngineState::Absent => {}
         }
     }
@@ -133,13 +138,13 @@ fn servers(report: &StatusReport, add: &mut impl FnMut(Severity, String, &str)) 
             "Names and sizes are asked for anew after a second, which slows down whatever opens files.",
         );
     }
-    let damaged: u64 = report.integrity_failures.values().sum();
-    if damaged > 0 {
-        add(
-            Severity::Degraded,
-            format!("{damaged} fetches were refused as damaged since the start"),
-            "Readers got other copies, or errors; the log names the servers.",
-        );
+    let damaged = match report.damaged_fetches.get("10m") {
+        None | Some(0) => None,
+        Some(1) => Some("a fetch was refused as damaged in the last ten minutes".to_owned()),
+        Some(many) => Some(format!("{many} fetches were refused as damaged in the last ten minutes")),
+    };
+    if let Some(damaged) = damaged {
+        add(Severity::Degraded, damaged, "Readers got other copies, or errors; the log names the servers.");
     }
 }
 
@@ -328,6 +333,7 @@ mod tests {
             address: "e:1".into(),
             state: EngineState::Connected,
             source: Some("tcp".into()),
+            distrust: None,
             last_error: None,
         };
         let of = |address, is_silent| VolumeServerHealth {
@@ -396,7 +402,13 @@ mod tests {
 
     #[test]
     fn each_trouble_has_its_finding() {
-        let engine = |state| EngineHealth { address: "e:1".into(), state, source: None, last_error: None };
+        let engine = |state| EngineHealth {
+            address: "e:1".into(),
+            state,
+            source: None,
+            distrust: None,
+            last_error: None,
+        };
         let with_engine = |state| {
             move |report: &mut StatusReport| {
                 report.health.volume_servers =
@@ -404,7 +416,7 @@ mod tests {
             }
         };
         assert!(verdict(with_engine(EngineState::Lost)).1.contains("engine e:1 is lost"));
-        assert!(verdict(with_engine(EngineState::Unproved)).1.contains("engine e:1 is not trusted"));
+        assert!(verdict(with_engine(EngineState::Unproved)).1.contains("engine e:1 is there and not used"));
         for state in [EngineState::Absent, EngineState::Connected] {
             assert_eq!(verdict(with_engine(state)).0, Severity::Good);
         }
@@ -421,7 +433,9 @@ mod tests {
         let stuck = WaitingReads { count: 1, oldest_seconds: 12.3, oldest_path: Some("/x".into()) };
         let (severity, text) = verdict(|report| report.waiting_reads = stuck);
         assert!(severity == Severity::Bad && text.contains("a read of /x has waited for 12 s"), "{text}");
-        let damaged = verdict(|report| report.integrity_failures = [("http".to_owned(), 3)].into());
+        let old = verdict(|report| report.integrity_failures = [("http".to_owned(), 3)].into());
+        assert_eq!(old.0, Severity::Good, "it was long ago");
+        let damaged = verdict(|report| report.damaged_fetches = [("10m".to_owned(), 3)].into());
         assert!(damaged.1.contains("3 fetches were refused as damaged"), "{}", damaged.1);
     }
 

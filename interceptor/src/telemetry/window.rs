@@ -7,8 +7,10 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use super::kernel::KernelCounts;
 use super::ratios::{AnsweredBytes, HitRatios};
 use super::shard::FlowTotal;
+use super::totals::Totals;
 
 /// The interval between samples.
 pub const TICK: Duration = Duration::from_secs(5);
@@ -26,6 +28,17 @@ pub(super) struct ReadSample {
     pub(super) waits: FlowTotal,
     /// Of these, how many failed.
     pub(super) failed: u64,
+    /// Fetches whose bytes were refused as damaged.
+    pub(super) damaged: u64,
+}
+
+impl ReadSample {
+    /// What counters that were taken together say.
+    pub(super) fn new(totals: &Totals, kernel: Option<&KernelCounts>) -> Self {
+        let answered = AnsweredBytes::new(totals, kernel);
+        let (failed, damaged) = (totals.failed_reads.count(), totals.integrity_failures.values().sum());
+        Self { answered, waits: totals.all_reads(), failed, damaged }
+    }
 }
 
 /// The reads within a window.
@@ -37,6 +50,8 @@ pub struct WindowReads {
     pub waits: FlowTotal,
     /// How many of these failed.
     pub failed: u64,
+    /// Fetches whose bytes were refused as damaged.
+    pub damaged: u64,
 }
 
 /// The samples of the counters, oldest first.
@@ -68,6 +83,7 @@ impl WindowSamples {
             hit_ratios: sample.answered.since(&since.answered).hit_ratios(),
             waits: sample.waits.since(&since.waits),
             failed: sample.failed.saturating_sub(since.failed),
+            damaged: sample.damaged.saturating_sub(since.damaged),
         }
     }
 }
@@ -81,7 +97,8 @@ mod tests {
 
     fn answered(cache: u64, daemon: u64) -> ReadSample {
         let answered = AnsweredBytes { cache, daemon, kernel: None };
-        ReadSample { answered, waits: FlowTotal { bytes: daemon, ..FlowTotal::default() }, failed: 0 }
+        let waits = FlowTotal { bytes: daemon, ..FlowTotal::default() };
+        ReadSample { answered, waits, ..ReadSample::default() }
     }
 
     fn ratios(samples: &WindowSamples, now: Instant, sample: &ReadSample, window: Duration) -> HitRatios {

@@ -58,7 +58,7 @@ pub(super) trait DataPath: Send + Sync {
     /// Takes over a descriptor that came with an answer.
     fn take_file(&self, descriptor: OwnedFd) -> BoxFuture<'_, io::Result<Arc<VolumeFile>>> {
         drop(descriptor);
-        Box::pin(async { Err(io::Error::new(io::ErrorKind::InvalidData, "a file over this transport")) })
+        Box::pin(async { Err(io::Error::other("a file over this transport")) })
     }
 
     /// Starts to take the engine's messages, if the path carries any. Returns false if it cannot.

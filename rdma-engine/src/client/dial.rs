@@ -22,13 +22,20 @@ use crate::transport::{Incoming, Socket, StreamError, Tunnel, run_blocking};
 
 impl From<StreamError> for ReadError {
     fn from(error: StreamError) -> Self {
-        Self::Lost(error.to_string())
+        match error {
+            StreamError::Io(error) => error.into(),
+            other => Self::Lost(other.to_string()),
+        }
     }
 }
 
 impl From<std::io::Error> for ReadError {
     fn from(error: std::io::Error) -> Self {
-        Self::Lost(error.to_string())
+        match error.kind() {
+            // What TLS has of the other side. No socket fails like that.
+            std::io::ErrorKind::InvalidData => Self::Tls(error.to_string()),
+            _ => Self::Lost(error.to_string()),
+        }
     }
 }
 

@@ -21,6 +21,10 @@ pub enum ReadError {
          certificates, or name it with --engine"
     )]
     Unproved(String),
+    /// The engine and this host do not agree on TLS: one of them does not speak it, or does not
+    /// accept the other's certificate.
+    #[error("{0}")]
+    Tls(String),
     /// The deadline has passed.
     #[error("not within the deadline")]
     Deadline,
@@ -31,6 +35,17 @@ pub enum ReadError {
 }
 
 impl ReadError {
+    /// Whether the engine is there, and one side does not trust the other: that ends only when a
+    /// configuration changes.
+    pub fn is_distrust(&self) -> bool {
+        let is_about_tls = |refusal: &Refusal| matches!(refusal, Refusal::TlsNeeded | Refusal::NoTls);
+        match self {
+            Self::Unproved(_) | Self::Tls(_) => true,
+            Self::Refused(refusal) => is_about_tls(refusal),
+            _ => false,
+        }
+    }
+
     /// One word for metrics and logs.
     pub fn label(&self) -> &'static str {
         match self {
@@ -38,6 +53,7 @@ impl ReadError {
             Self::Unavailable(_) => "unavailable",
             Self::Lost(_) => "lost",
             Self::Unproved(_) => "unproved",
+            Self::Tls(_) => "tls",
             Self::Deadline => "deadline",
             Self::Damaged(_) => "damaged",
         }

@@ -146,7 +146,7 @@ impl Client {
         self.link.current().map(|connection| connection.path().transport())
     }
 
-    /// Why the engine is not trusted, if it was there and has not proved itself.
+    /// Why the engine is not trusted, or does not trust this host, if it was there.
     pub fn distrust(&self) -> Option<String> {
         self.link.distrust()
     }

@@ -30,6 +30,9 @@ const COPY_SIZE: usize = 64 << 10;
 /// How long the peer may take to receive the end of the connection.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// The kind and the text of what ended TLS.
+type TlsFailure = (io::ErrorKind, String);
+
 /// A side's end of a connection under TLS.
 #[derive(Debug)]
 pub(crate) struct Tunnel {
@@ -37,7 +40,7 @@ pub(crate) struct Tunnel {
     /// The connection's address on this host.
     pub(super) near: IpAddr,
     /// Why it has ended, if TLS has failed.
-    failure: Arc<OnceLock<String>>,
+    failure: Arc<OnceLock<TlsFailure>>,
 }
 
 impl Tunnel {
@@ -71,7 +74,7 @@ impl Tunnel {
 
     fn begin(tls: impl AsyncRead + AsyncWrite + Send + 'static, near: IpAddr) -> io::Result<Self> {
         let (stream, far) = UnixStream::pair()?;
-        let failure = Arc::<OnceLock<String>>::default();
+        let failure = Arc::<OnceLock<TlsFailure>>::default();
         tokio::spawn(copy_both(far, tls, failure.clone()));
         Ok(Self { stream, near, failure })
     }
@@ -80,14 +83,14 @@ impl Tunnel {
     pub(super) fn outcome(&self, outcome: io::Result<usize>) -> io::Result<usize> {
         match (outcome, self.failure.get()) {
             (Err(error), _) if error.kind() == io::ErrorKind::WouldBlock => Err(error),
-            (Ok(0) | Err(_), Some(failure)) => Err(io::Error::other(failure.clone())),
+            (Ok(0) | Err(_), Some((kind, failure))) => Err(io::Error::new(*kind, failure.clone())),
             (outcome, _) => outcome,
         }
     }
 }
 
 /// Copies in both directions until one of them ends.
-async fn copy_both(far: UnixStream, tls: impl AsyncRead + AsyncWrite, failure: Arc<OnceLock<String>>) {
+async fn copy_both(far: UnixStream, tls: impl AsyncRead + AsyncWrite, failure: Arc<OnceLock<TlsFailure>>) {
     let (mut from_us, mut to_us) = far.into_split();
     let (mut from_peer, mut to_peer) = split(tls);
     let out = async {
@@ -106,7 +109,7 @@ async fn copy_both(far: UnixStream, tls: impl AsyncRead + AsyncWrite, failure: A
     };
     if let Err(error) = outcome {
         tracing::debug!(%error, "a connection under TLS has ended");
-        let _ = failure.set(format!("TLS: {error}"));
+        let _ = failure.set((error.kind(), format!("TLS: {error}")));
     }
 }
 
@@ -146,7 +149,8 @@ async fn copy(
 fn explained(error: io::Error) -> io::Error {
     let reason = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match reason {
-        Some(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)) => io::Error::other(
+        Some(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)) => io::Error::new(
+            error.kind(),
             "the engine does not speak TLS: its security.toml has no [grpc.volume] certificate",
         ),
         _ => io::Error::new(error.kind(), format!("TLS: {error}")),

@@ -142,6 +142,7 @@ async fn engine(server: &str, engines: &EngineConfig) -> Option<Finding> {
         Err(ReadError::Unproved(reason)) => {
             format!("{engine} is reached and has not proved itself: {reason}")
         }
+        Err(error) if error.is_distrust() => format!("{engine} is reached and cannot be asked: {error}"),
         Err(error) => format!("{engine} is not reached: {error}"),
     };
     Some(Finding {
@@ -149,8 +150,8 @@ async fn engine(server: &str, engines: &EngineConfig) -> Option<Finding> {
         state: if answer.is_ok() { FindingState::Ok } else { FindingState::Lost },
         found,
         lost: "the volume server is asked over HTTP, which is slower",
-        remedy: match answer {
-            Err(ReadError::Unproved(_)) => {
+        remedy: match &answer {
+            Err(error) if error.is_distrust() => {
                 "give it and this host one security.toml with jwt.signing.key or [grpc] certificates, or name it \
                  with --engine"
             }

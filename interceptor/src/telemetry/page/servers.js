@@ -10,7 +10,7 @@ function engineState({ state, source }) {
   return {
     connected: cell(`in use (${name(source)})`, "good"),
     lost: cell("lost: HTTP is used in its place", "warn"),
-    unproved: cell("not trusted: HTTP is used", "warn"),
+    unproved: cell("there and not used: HTTP is used", "warn"),
   }[state] ?? state;
 }
 
