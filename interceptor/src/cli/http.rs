@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::io::{ErrorKind, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, ensure};
@@ -10,7 +10,7 @@ use clap::{Args, ValueHint};
 use daemon::address;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
-use super::mount_address::{address_in_time, mount_at};
+use super::mount_address::{ATTRIBUTE_TIMEOUT, PlaceInMount, address_in_time, answer_of, mount_at, place_of};
 use crate::telemetry::access;
 use crate::telemetry::report::{API_VERSION, StatusReport};
 use crate::telemetry::tls::{TLS_NEEDED, certificates};
@@ -73,10 +73,25 @@ impl StatusClient {
         Self { mount_point: None, address, authorities: None, token_file: None }
     }
 
+    /// A client of several APIs, one after the other, which shows all of them the token in this
+    /// file. It has no address yet.
+    pub(super) fn with_token(token_file: Option<PathBuf>) -> Self {
+        Self { token_file, ..Self::at(String::new()) }
+    }
+
     /// The address at which the API listens: what the mount says, or what was typed.
     fn address(&self) -> anyhow::Result<Cow<'_, str>> {
         let Some(path) = &self.mount_point else { return Ok(Cow::Borrowed(&self.address)) };
         Ok(Cow::Owned(address_in_time(&mount_at(path)?)?))
+    }
+
+    /// A client of the daemon of the mount that has `path`, and where that is in the mount.
+    pub(super) fn for_place(&self, path: &Path) -> anyhow::Result<(Self, PlaceInMount)> {
+        let asked = path.to_owned();
+        let place = answer_of(move || place_of(&asked)).recv_timeout(ATTRIBUTE_TIMEOUT);
+        let place = place.map_err(|_| anyhow!("{}: the daemon does not answer", path.display()))??;
+        let address = address_in_time(&place.mount)?;
+        Ok((Self { mount_point: None, address, ..self.clone() }, place))
     }
 
     /// GETs `path`.

@@ -28,8 +28,7 @@ pub(super) struct ListOptions {
 
 /// Prints them on standard output.
 pub(super) fn run(options: &ListOptions) -> anyhow::Result<()> {
-    let client =
-        StatusClient { token_file: options.status_token_file.clone(), ..StatusClient::at(String::new()) };
+    let client = StatusClient::with_token(options.status_token_file.clone());
     let mounts = local_mounts::find(&client)?;
     if options.json {
         let objects: Vec<_> = mounts.iter().map(object).collect();

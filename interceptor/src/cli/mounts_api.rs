@@ -55,7 +55,7 @@ struct MountsApi {
 /// The route, for a daemon whose own API has `access`.
 pub(super) fn router(access: &StatusAccessOptions) -> Router {
     let token_file = access.token_file().map(Path::to_owned);
-    let client = StatusClient { token_file, ..StatusClient::at(String::new()) };
+    let client = StatusClient::with_token(token_file);
     let api = Arc::new(MountsApi { client, last: Arc::default() });
     Router::new().route("/api/v1/mounts", get(mounts)).with_state(api)
 }

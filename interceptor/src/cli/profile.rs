@@ -22,7 +22,6 @@ use ratatui::crossterm::terminal;
 use serde_json::json;
 
 use super::http::StatusClient;
-use super::mount_address::{ATTRIBUTE_TIMEOUT, address_in_time, answer_of, place_of};
 use super::server_events::{ServerEvents, events_of};
 use super::signals::noted_signals;
 use super::trace::{POLL_INTERVAL, TIMES};
@@ -106,12 +105,9 @@ pub(super) fn run(options: &ProfileOptions) -> anyhow::Result<ExitCode> {
 
 /// The daemon that is asked, and the path from the root of its mount on, which is empty for all.
 fn daemon_and_path(daemon: &StatusClient) -> anyhow::Result<(StatusClient, PathBuf)> {
-    let Some(path) = daemon.mount_point.clone() else { return Ok((daemon.clone(), PathBuf::new())) };
-    let shown = path.display().to_string();
-    let place = answer_of(move || place_of(&path)).recv_timeout(ATTRIBUTE_TIMEOUT);
-    let place = place.map_err(|_| anyhow!("{shown}: the daemon does not answer"))??;
-    let address = address_in_time(&place.mount)?;
-    Ok((StatusClient { mount_point: None, address, ..daemon.clone() }, place.path))
+    let Some(path) = &daemon.mount_point else { return Ok((daemon.clone(), PathBuf::new())) };
+    let (client, place) = daemon.for_place(path)?;
+    Ok((client, place.path))
 }
 
 /// Passes totals on as they come, to the last ones.

@@ -1,13 +1,11 @@
 //! Untrusted text, such as the name of a file, on a terminal.
 
+use daemon::output::is_harmful;
+
 /// The text without control characters, line breaks included, and without characters that change
 /// the direction of reading.
 pub(super) fn plain(text: &str) -> String {
-    let is_safe = |letter: char| {
-        !letter.is_control()
-            && !matches!(letter, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
-    text.chars().map(|letter| if is_safe(letter) { letter } else { '\u{fffd}' }).collect()
+    text.chars().map(|letter| if is_harmful(letter) { '\u{fffd}' } else { letter }).collect()
 }
 
 #[cfg(test)]

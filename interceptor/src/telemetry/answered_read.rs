@@ -97,8 +97,8 @@ impl AnsweredRead {
     }
 }
 
-/// The name of a thread; empty if there is none by this number.
-fn thread_name(thread: u32) -> String {
+/// The name of a thread, of a process that of its first one; empty if there is none by this number.
+pub(super) fn thread_name(thread: u32) -> String {
     // It may be cut within a character.
     let name = std::fs::read(format!("/proc/{thread}/comm")).unwrap_or_default();
     let name = String::from_utf8_lossy(&name);

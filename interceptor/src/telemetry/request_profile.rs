@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 
+use super::answered_read::thread_name;
 use super::read_followers::is_in_tree;
 
 /// How many profiles there may be at a time: each takes a part of each request's time.
@@ -98,13 +99,12 @@ impl Process {
     /// The process of a thread that waits for its request. Of what /proc has, neither file takes a
     /// lock that a reader may hold, as `cmdline` does while a page fault waits.
     fn of_thread(thread: u32) -> Self {
-        let read = |path: String| fs::read(path).unwrap_or_default();
-        // A name may be cut within a character.
-        let status = String::from_utf8_lossy(&read(format!("/proc/{thread}/status"))).into_owned();
+        // The name in it may be cut within a character.
+        let status = fs::read(format!("/proc/{thread}/status")).unwrap_or_default();
+        let status = String::from_utf8_lossy(&status);
         let group = status.lines().find_map(|line| line.strip_prefix("Tgid:")?.trim().parse().ok());
         let pid = group.unwrap_or(thread);
-        let command = read(format!("/proc/{pid}/comm"));
-        Self { pid, command: String::from_utf8_lossy(&command).trim_end().to_owned() }
+        Self { pid, command: thread_name(pid) }
     }
 }
 

@@ -52,15 +52,17 @@ pub fn announce(line: impl Display) {
 /// Writes a line to standard error, or several. Names of files and answers of servers may be in it,
 /// so what a terminal would act on is replaced.
 pub fn note(line: impl Display) {
-    let line: String = format!("{line}\n").chars().map(harmless).collect();
+    let shown =
+        |letter| if is_harmful(letter) && !matches!(letter, '\n' | '\t') { '\u{fffd}' } else { letter };
+    let line: String = format!("{line}\n").chars().map(shown).collect();
     stderr(Box::new(|lost| format!("({lost} lines were lost)\n").into_bytes())).write(line.as_bytes());
 }
 
-/// The letter, if a terminal only shows it, or begins a line.
-fn harmless(letter: char) -> char {
-    let is_harmful = letter.is_control() && !matches!(letter, '\n' | '\t');
-    let turns = matches!(letter, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    if is_harmful || turns { '\u{fffd}' } else { letter }
+/// Whether a terminal does more than show the letter: it is a control character, or changes the
+/// direction of reading.
+pub fn is_harmful(letter: char) -> bool {
+    letter.is_control()
+        || matches!(letter, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// Writes to standard error why the program fails.

@@ -30,8 +30,8 @@ pub(super) enum StatusApi {
 }
 
 impl StatusApi {
-    /// Offers it at `place`, with `more` routes, or, if a predecessor may have that, gets ready to do
-    /// so when it is free.
+    /// Offers it at `place`, with `more` routes, or, if a predecessor may have that, gets ready to
+    /// do so when it is free.
     pub(super) async fn offer(
         place: StatusPlace,
         secrets: ApiSecrets,

@@ -99,8 +99,7 @@ fn fuse_mounts() -> String {
 
 /// Status and metrics of each mount of this host, or why there are none.
 fn running_mounts(options: &DoctorOptions) -> anyhow::Result<Vec<BundledText>> {
-    let client =
-        StatusClient { token_file: options.status_token_file.clone(), ..StatusClient::at(String::new()) };
+    let client = StatusClient::with_token(options.status_token_file.clone());
     let question =
         |client: &StatusClient| -> anyhow::Result<_> { Ok((client.status()?, client.get("/metrics")?.body)) };
     let mounts = local_mounts::ask_all(&client, MAX_MOUNTS, question)?;
