@@ -14,9 +14,11 @@
 //! [`heat`], [`stream`], [`run`], [`sampling`] and [`pages`] are plain functions on plain data.
 //! The programs run them in the kernel, and the tests of this library run the same functions
 //! against simple models. [`records`] has the keys and values of the maps, [`event`] the events
-//! of the ring buffer, [`settings`] the read-only data that the loader hands to the programs.
+//! of the ring buffer, [`call`] the read calls of applications, [`settings`] the read-only data
+//! that the loader hands to the programs.
 #![no_std]
 
+pub mod call;
 pub mod event;
 pub mod heat;
 pub mod histogram;

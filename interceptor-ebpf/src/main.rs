@@ -9,15 +9,18 @@
 //! | [`page_cache`] | cached reads, mapped files, inserts | BTF tracepoints of `filemap` |
 //! | [`requests`] | requests to the daemon and its answers, direct I/O | tracepoints of `fuse` |
 //! | [`passthrough`] | reads from a backing file | `fentry` |
+//! | [`calls`] | read calls of applications, for `interceptor trace` | `sys_enter`, `sys_exit`, as above |
 //! | [`noop`] | nothing; the baseline of the benchmark | a BTF tracepoint of `filemap` |
 //!
 //! [`hotness`] turns reads into heat, streams, samples and events; [`thread_state`] and
-//! [`readers`] attribute them to threads; [`maps`] has the maps. The arithmetic is in the library
-//! of this package. [`kernel`] loads fields of kernel structures at the offsets that the loader
+//! [`readers`] attribute them to threads; [`maps`] has the maps, [`threads`] the numbers of
+//! threads. The arithmetic is in the library of this package. [`kernel`] loads fields of kernel structures at the offsets that the loader
 //! resolved ([`rodata`]). [`warnings`] logs the branches that should be rare.
 #![no_std]
 #![no_main]
 
+#[path = "programs/calls.rs"]
+mod calls;
 #[path = "programs/hotness.rs"]
 mod hotness;
 #[path = "programs/kernel.rs"]
@@ -38,6 +41,8 @@ mod requests;
 mod rodata;
 #[path = "programs/thread_state.rs"]
 mod thread_state;
+#[path = "programs/threads.rs"]
+mod threads;
 #[path = "programs/warnings.rs"]
 mod warnings;
 

@@ -96,6 +96,21 @@ impl FieldOffsets {
     };
 }
 
+/// The PID namespace of the daemon, in which it knows processes; zeros for that of the host.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PidNamespace {
+    /// The device number of its file (`/proc/self/ns/pid`), in the kernel's encoding.
+    pub device: u64,
+    /// The inode number of its file.
+    pub inode: u64,
+}
+
+impl PidNamespace {
+    /// The placeholder that the loader overwrites.
+    pub const NONE: Self = Self { device: 0, inode: 0 };
+}
+
 /// What the programs report.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

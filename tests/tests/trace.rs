@@ -1,13 +1,15 @@
 //! `interceptor trace`: reads of a file or tree while they are answered.
 
-use std::fs;
-use std::os::unix::fs::symlink;
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
+use nix::unistd::gettid;
 use serde_json::Value;
 use tempfile::TempDir;
 use tests::mount::interceptor_program;
@@ -27,9 +29,13 @@ struct Trace {
 impl Trace {
     /// Starts it, and waits until reads are followed.
     fn of(path: &Path) -> Self {
+        Self::with(&[], path)
+    }
+
+    fn with(options: &[&str], path: &Path) -> Self {
         let home = tempfile::tempdir().unwrap();
         let mut command = Command::new(interceptor_program().unwrap());
-        command.args(["trace", "--json", "--for", "60m"]).arg(path);
+        command.args(["trace", "--json", "--for", "60m"]).args(options).arg(path);
         let process = Process::start(command, &home.path().join("log"), TIMEOUT, Signal::SIGTERM).unwrap();
         let trace = Self { process, _home: home };
         eventually("reads to be followed", TIMEOUT, || trace.log().contains("following").then_some(()))
@@ -41,8 +47,23 @@ impl Trace {
         fs::read_to_string(self.process.log()).unwrap()
     }
 
+    /// Whether the daemon cannot see the calls of applications.
+    fn sees_no_calls(&self) -> bool {
+        // It says so before reads are followed.
+        self.log().contains("not shown: calls, as") || self.log().contains("not shown: calls (")
+    }
+
     /// The reads so far.
     fn reads(&self) -> Vec<Value> {
+        self.events().into_iter().filter(|event| event["kind"] == "read").collect()
+    }
+
+    /// The calls so far.
+    fn calls(&self) -> Vec<Value> {
+        self.events().into_iter().filter(|event| event["kind"] == "call").collect()
+    }
+
+    fn events(&self) -> Vec<Value> {
         let log = self.log();
         let whole = &log[..log.rfind('\n').map_or(0, |end| end + 1)];
         whole
@@ -50,6 +71,13 @@ impl Trace {
             .filter(|line| line.starts_with('{'))
             .map(|line| serde_json::from_str(line).unwrap())
             .collect()
+    }
+
+    /// Waits for the first call of this process that is as wanted.
+    fn call_that(&self, what: &str, is_wanted: impl Fn(&Value) -> bool) -> Value {
+        let is_own = |call: &Value| call["process"] == std::process::id();
+        let call = || self.calls().into_iter().find(|call| is_own(call) && is_wanted(call));
+        eventually(what, TIMEOUT, call).unwrap()
     }
 
     /// Waits for the first read that is as wanted.
@@ -129,6 +157,105 @@ fn is_in_tree(read: &Value) -> bool {
 
 #[test]
 #[cfg_attr(not(can_mount), ignore = "needs mounts")]
+fn calls_are_shown_from_the_system_call_to_its_end() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = Cluster::builder().start().unwrap();
+    let content = Pattern::new(3).bytes(0, SIZE);
+    for path in ["/data/tree/file", "/data/other"] {
+        cluster.filer().put(path, &content, "").unwrap();
+    }
+    let mount = Mount::builder(&cluster).filer_path("/data").arg("--no-passthrough").start().unwrap();
+    let (file, other) = (mount.path().join("tree/file"), mount.path().join("other"));
+    let trace = Trace::of(&mount.path().join("tree"));
+    if trace.sees_no_calls() {
+        return host::skipped("eBPF programs cannot be attached to system calls");
+    }
+    let quiet = Trace::with(&["--no-calls"], &mount.path().join("tree"));
+    reading::verify(&other, &content);
+    let opened = File::open(&file).unwrap();
+    let read_at = |offset: usize, len: usize| {
+        let mut buffer = vec![0; len];
+        opened.read_exact_at(&mut buffer, offset as u64).unwrap();
+        assert!(buffer == content[offset..][..len]);
+    };
+    let is_at = |call: &Value, offset: usize| call["path"] == "/data/tree/file" && call["offset"] == offset;
+
+    read_at(8192, 4096);
+    let asked = trace.call_that("a call that asks the daemon", |call| is_at(call, 8192));
+    assert!(asked["requests"].as_u64() >= Some(1) && asked["len"] == 4096, "{asked}");
+    let events = trace.events();
+    let first = |kind: &str| events.iter().position(|event| event["kind"] == kind).unwrap();
+    assert!(first("read") < first("call"), "what a call waited for comes before it: {events:?}");
+    let (whole, part) =
+        (asked["seconds"].as_f64().unwrap(), events[first("read")]["seconds"].as_f64().unwrap());
+    assert!(whole >= part, "the call took {whole} s, its request {part} s");
+
+    // The kernel has the pages of the first read.
+    read_at(9000, 3000);
+    let cached = |call: &Value| is_at(call, 8192) && call["len"] == 3000;
+    let cached = trace.call_that("a call that the page cache answers", cached);
+    assert_eq!((&cached["requests"], &cached["passthrough"]), (&0.into(), &false.into()), "{cached}");
+    assert_eq!((&cached["error"], &cached["caller"]), (&Value::Null, &gettid().as_raw().into()), "{cached}");
+    assert!(!cached["caller_name"].as_str().unwrap().is_empty(), "{cached}");
+
+    // By another system call.
+    let mut out = tempfile::tempfile().unwrap();
+    let copied = std::io::copy(&mut File::open(&file).unwrap(), &mut out).unwrap();
+    assert_eq!(copied, SIZE as u64);
+    trace.call_that("a copy within the kernel", |call| is_at(call, 0) && call["len"] == SIZE);
+    let calls = trace.calls();
+    assert!(calls.iter().all(|call| call["path"] == "/data/tree/file"), "{calls:?}");
+    assert!(quiet.calls().is_empty() && !quiet.reads().is_empty());
+}
+
+/// The kernel reads ahead meanwhile, and asks for pages far behind those of a call before it says
+/// which ones the call has.
+#[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
+fn each_call_is_shown_where_it_reads() {
+    const STEP: usize = 16 << 10;
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = Cluster::builder().start().unwrap();
+    let content = Pattern::new(4).bytes(0, 64 * STEP);
+    cluster.filer().put("/file", &content, "").unwrap();
+    let mount = Mount::builder(&cluster).arg("--no-passthrough").start().unwrap();
+    let attached = programs_of(&mount);
+    let traces = [Trace::of(mount.path()), Trace::of(mount.path())];
+    if traces[0].sees_no_calls() {
+        return host::skipped("eBPF programs cannot be attached to system calls");
+    }
+    let mut file = File::open(mount.file("/file")).unwrap();
+    let mut buffer = vec![0; STEP];
+    for part in content.chunks(STEP) {
+        file.read_exact(&mut buffer).unwrap();
+        assert!(buffer == part);
+    }
+    for trace in &traces {
+        trace.call_that("the last call", |call| call["offset"] == content.len() - STEP);
+        let own = trace.calls().into_iter().filter(|call| call["process"] == std::process::id());
+        let offsets: Vec<_> = own.map(|call| call["offset"].as_u64().unwrap() as usize).collect();
+        assert_eq!(offsets, Vec::from_iter((0..content.len()).step_by(STEP)));
+    }
+    let [first, second] = traces;
+    drop(first);
+    assert!(programs_of(&mount) > attached, "the programs stay for the second");
+    drop(second);
+    let detached = || (programs_of(&mount) == attached).then_some(());
+    eventually("the programs to be detached", TIMEOUT, detached).unwrap();
+}
+
+/// How many eBPF programs the process of a mount has open.
+fn programs_of(mount: &Mount) -> usize {
+    let open = fs::read_dir(format!("/proc/{}/fd", mount.pid())).into_iter().flatten().flatten();
+    open.filter(|fd| fs::read_link(fd.path()).is_ok_and(|to| to.as_os_str() == "anon_inode:bpf-prog")).count()
+}
+
+#[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn links_and_bind_mounts_lead_to_the_file() {
     if !host::can_mount() {
         return;
@@ -170,6 +297,9 @@ fn an_attached_path_is_followed_as_well() {
         trace.reads().into_iter().find(|read| is_of(read, "/file-0"))
     });
     followed.unwrap();
+    if !trace.sees_no_calls() {
+        trace.call_that("a call", |call| call["path"] == "/file-0" && call["len"] == content(0).len());
+    }
     drop(trace);
     layer.detach().unwrap();
 }

@@ -4,7 +4,6 @@
 //! fields directly, and one for the raw tracepoint, for kernels with FUSE as a module, where aya
 //! cannot attach the first.
 
-use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
@@ -16,18 +15,45 @@ use crate::kernel::{Address, DirectLoad, LoadField, ProbeRead};
 use crate::maps::{LATENCY, Mount, REQUESTS, watched_mount};
 use crate::rodata::{OFFSETS, SETTINGS, rodata};
 use crate::warnings::{RareBranch, warn};
-use crate::{hotness, readers};
+use crate::{hotness, readers, threads};
 
 /// `FUSE_READ` of `linux/fuse.h`.
-const FUSE_READ: u32 = 15;
+pub(crate) const FUSE_READ: u32 = 15;
 
 /// The first fields of `struct fuse_read_in` of `linux/fuse.h`.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct ReadIn {
+pub(crate) struct ReadIn {
     handle: u64,
-    offset: u64,
+    pub(crate) offset: u64,
     size: u32,
+}
+
+/// What a request to read says.
+pub(crate) struct ReadRequest {
+    pub(crate) node: u64,
+    /// The thread that reads.
+    pub(crate) thread: u32,
+    /// The byte of flags with the one that tells whether the request fills the page cache.
+    zeroing: u8,
+    pub(crate) input: ReadIn,
+}
+
+/// The fields of a request to read.
+#[inline(always)]
+pub(crate) fn read_of<L: LoadField>(request: Address) -> Option<ReadRequest> {
+    // The value of an argument is a `void *` to the verifier, so it is copied.
+    // SAFETY: any bits are a valid pointer, integer or structure of integers.
+    unsafe {
+        let arguments: Address = L::field(request, rodata!(OFFSETS.request_args))?;
+        let value: Address = L::field(arguments, rodata!(OFFSETS.args_value))?;
+        Some(ReadRequest {
+            node: L::field(request, rodata!(OFFSETS.request_nodeid))?,
+            thread: L::field(request, rodata!(OFFSETS.request_pid))?,
+            zeroing: L::field(arguments, rodata!(OFFSETS.args_page_zeroing))?,
+            input: ProbeRead::field(value, 0)?,
+        })
+    }
 }
 
 /// A request is queued for the daemon.
@@ -77,18 +103,7 @@ fn sent<L: LoadField>(request: Address) -> Option<i32> {
 
 #[inline(always)]
 fn sent_read<L: LoadField>(request: Address, mut mount: Mount) -> Option<i32> {
-    // The value of an argument is a `void *` to the verifier, so it is copied.
-    // SAFETY: any bits are a valid pointer, integer or structure of integers.
-    let (node, pid, zeroing, input) = unsafe {
-        let arguments: Address = L::field(request, rodata!(OFFSETS.request_args))?;
-        let value: Address = L::field(arguments, rodata!(OFFSETS.args_value))?;
-        (
-            L::field::<u64>(request, rodata!(OFFSETS.request_nodeid))?,
-            L::field::<u32>(request, rodata!(OFFSETS.request_pid))?,
-            L::field::<u8>(arguments, rodata!(OFFSETS.args_page_zeroing))?,
-            ProbeRead::field::<ReadIn>(value, 0)?,
-        )
-    };
+    let ReadRequest { node, thread, zeroing, input } = read_of::<L>(request)?;
     let length = u64::from(input.size);
     // Bounds the offset, because offset and length are added below.
     if input.offset > u64::MAX / 4 {
@@ -100,9 +115,8 @@ fn sent_read<L: LoadField>(request: Address, mut mount: Mount) -> Option<i32> {
     }
     let range = ByteRange { offset: input.offset, length };
     let fills = u32::from(zeroing) & rodata!(OFFSETS.args_page_zeroing_mask) != 0;
-    // The kernel sends a deferred background request in the context of the thread that completes
-    // another request. Such a request is attributed to no reader.
-    let own = bpf_get_current_pid_tgid() as u32 == pid;
+    // A request that another thread sends is attributed to no reader.
+    let own = threads::is_current(thread);
     if let Some(reader) = own.then(|| readers::current(mount.watched.watch_id)).flatten() {
         reader.requested_bytes += length;
         if !fills {
@@ -154,7 +168,7 @@ fn ended<L: LoadField>(request: Address) -> Option<i32> {
 
 /// The device number of the mount that a request is for.
 #[inline(always)]
-fn device_of<L: LoadField>(request: Address) -> Option<u32> {
+pub(crate) fn device_of<L: LoadField>(request: Address) -> Option<u32> {
     // SAFETY: any bits are a valid pointer or integer.
     unsafe {
         let mount: Address = L::field(request, rodata!(OFFSETS.request_mount))?;

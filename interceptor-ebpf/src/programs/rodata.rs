@@ -3,7 +3,7 @@
 //! Every use is a volatile load of one field, so that the compiler does not fold the placeholder
 //! value. The verifier knows the real value: an offset read from here is a constant to it.
 
-use interceptor_ebpf::settings::{FieldOffsets, ProgramSettings};
+use interceptor_ebpf::settings::{FieldOffsets, PidNamespace, ProgramSettings};
 
 /// Offsets of the kernel's fields.
 #[unsafe(no_mangle)]
@@ -12,6 +12,10 @@ pub(crate) static OFFSETS: FieldOffsets = FieldOffsets::NONE;
 /// What the programs report.
 #[unsafe(no_mangle)]
 pub(crate) static SETTINGS: ProgramSettings = ProgramSettings::NONE;
+
+/// Where processes have the numbers that the daemon knows.
+#[unsafe(no_mangle)]
+pub(crate) static PID_NAMESPACE: PidNamespace = PidNamespace::NONE;
 
 /// Loads a field of one of them.
 macro_rules! rodata {

@@ -9,6 +9,7 @@
 //! Reads do not depend on it: a failure here is reported, and the mount goes on without.
 
 mod activity;
+mod calls;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -28,6 +29,7 @@ use crate::mount::Mount;
 use crate::namespace::NodeId;
 use crate::overlay::Overlay;
 use crate::read::{FileVersion, Reader};
+use crate::telemetry::read_followers::ReadFollowers;
 use crate::telemetry::{
     CapabilityReport, FlowTotal, KernelCounts, KernelEventKind, KernelReads, Metrics, Status,
 };
@@ -49,6 +51,9 @@ pub(super) trait WatchedMount: Send + Sync + 'static {
 
     /// Where the file of a node is, for people.
     fn path(&self, node: NodeId) -> Option<String>;
+
+    /// The path under which `followers` know the reads of a node's file.
+    fn traced_path(&self, node: NodeId, followers: &ReadFollowers) -> Option<String>;
 }
 
 impl WatchedMount for Mount {
@@ -63,6 +68,10 @@ impl WatchedMount for Mount {
     fn path(&self, node: NodeId) -> Option<String> {
         Some(Mount::version(self, node)?.path().to_owned())
     }
+
+    fn traced_path(&self, node: NodeId, _: &ReadFollowers) -> Option<String> {
+        WatchedMount::path(self, node)
+    }
 }
 
 impl WatchedMount for Overlay {
@@ -76,6 +85,10 @@ impl WatchedMount for Overlay {
 
     fn path(&self, node: NodeId) -> Option<String> {
         self.path_of(node)
+    }
+
+    fn traced_path(&self, node: NodeId, followers: &ReadFollowers) -> Option<String> {
+        Some(followers.path_of(&self.path_of(node)?))
     }
 }
 
@@ -131,6 +144,7 @@ pub(super) async fn watch<W: WatchedMount>(
     let observer = Arc::new(observer);
     count(status.metrics(), &observer, device);
     status.set_activity(activity::gauge(&observer, device, mount));
+    status.set_call_source(calls::source(device, mount, status.metrics()));
     let sampled = Arc::downgrade(&observer);
     status.set_miss_ratio_curve(Box::new(move || sampled.upgrade()?.curve(device).ok()?));
     let follower = tokio::spawn(follow(events, Arc::downgrade(mount), reader));

@@ -149,12 +149,13 @@ const TRACE_EXAMPLES: &str = "\
 Examples:
   interceptor trace /mnt/data
   interceptor trace /mnt/data/train/shard-7 --for 1m
-  interceptor trace --json /mnt/data | jq 'select(.seconds > 0.1) | .steps'
+  interceptor trace --json /mnt/data | jq 'select(.kind == \"read\" and .seconds > 0.1) | .steps'
 
-A line has how long the application waited for the daemon, the file, offset and length, who reads, and
-`memory` or what was waited for: each request with its server, how long it took, and when its first byte
-came. A summary follows on standard error. What the kernel answers by itself (page cache, passthrough) is
-not there: `interceptor observe` and `status` count it. Exits with 0, or with 130 after Ctrl-C.";
+A line has how long it took, the file, offset and length, and the thread that reads. `read` is a request
+to the daemon, with `memory` or what it waited for: each request to a server, how long that took, and when
+its first byte came. `call` is the call of an application from its begin to its end (eBPF), after the reads
+of its requests; what the kernel answers by itself (page cache, passthrough) has a call only. A summary
+follows on standard error. Exits with 0, or with 130 after Ctrl-C.";
 
 const PROFILE_EXAMPLES: &str = "\
 Examples:

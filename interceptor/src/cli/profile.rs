@@ -71,7 +71,7 @@ enum ProfileTable {
 /// Shows the totals while they grow, and prints the last ones.
 pub(super) fn run(options: &ProfileOptions) -> anyhow::Result<ExitCode> {
     let (client, inside) = daemon_and_path(&options.daemon)?;
-    let events = events_of(&client, "/api/v1/profile", &inside, options.time);
+    let events = events_of(&client, "/api/v1/profile", &inside, options.time, &[]);
     let events = events.with_context(|| format!("the daemon at {}", client.address))?;
     output::note(format_args!("counting requests for {:?}", options.time));
     let interrupted = noted_signals()?;

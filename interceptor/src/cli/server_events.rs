@@ -20,12 +20,13 @@ pub(super) struct ServerEvents<R> {
 }
 
 /// Asks `client` for the events of `route` about `path`, a path from the root of the mount on, for
-/// `time`.
+/// `time`, with `more` of the query.
 pub(super) fn events_of(
     client: &StatusClient,
     route: &str,
     path: &Path,
     time: Duration,
+    more: &[(&str, &str)],
 ) -> anyhow::Result<ServerEvents<impl Read + use<>>> {
     let path = path.to_str().context("the status API takes paths in UTF-8 only")?;
     // The daemon counts whole seconds.
@@ -33,7 +34,11 @@ pub(super) fn events_of(
     let route = format!("{route}?");
     let length = route.len();
     let mut query = Serializer::for_suffix(route, length);
-    let query = query.append_pair("path", path).append_pair("seconds", &seconds.to_string()).finish();
+    let query = query
+        .append_pair("path", path)
+        .append_pair("seconds", &seconds.to_string())
+        .extend_pairs(more)
+        .finish();
     let (code, body) = client.stream(&query, Duration::from_secs(seconds))?;
     match code {
         200 => Ok(ServerEvents::new(body)),

@@ -1,8 +1,10 @@
-//! `interceptor trace`: each read of a file or tree while it is answered, with what it waited for.
+//! `interceptor trace`: each read of a file or tree, from the application's call to what the
+//! servers took.
 //!
-//! The daemon of the mount sends the reads (`/api/v1/trace`). A thread takes them as they come, so
-//! that a terminal that stands still holds nobody up. What the kernel answers from its page cache
-//! or by passthrough never comes to the daemon, and so is not shown.
+//! The daemon of the mount sends the reads that it answers, and the calls that its eBPF programs
+//! see (`/api/v1/trace`). A thread takes them as they come, so that a terminal that stands still
+//! holds nobody up. What the kernel answers from its page cache or by passthrough never comes to
+//! the daemon: of such a read there is only the call.
 
 use std::io::Read;
 use std::ops::RangeInclusive;
@@ -18,15 +20,18 @@ use anyhow::{Context, anyhow};
 use clap::{Args, ValueHint};
 use daemon::size::ByteSize;
 use daemon::{duration, output};
+use serde::Serialize;
 use serde_json::json;
 
 use super::http::StatusClient;
-use super::mount_address::{ATTRIBUTE_TIMEOUT, address_in_time, answer_of, place_of};
 use super::server_events::{ServerEvents, events_of};
 use super::signals::{INTERRUPTED_EXIT_CODE, noted_signals};
 use super::untrusted::plain;
 use crate::telemetry::answered_read::StepList;
-use crate::telemetry::trace::{END, EndEvent, MAX_SECONDS, READ, ReadEvent};
+use crate::telemetry::followed_call::FollowedCall;
+use crate::telemetry::trace::{
+    CALL, CallEvent, END, EndEvent, FOLLOWING, FollowingEvent, MAX_SECONDS, READ, ReadEvent,
+};
 
 /// For how long reads may be followed.
 pub(super) const TIMES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(MAX_SECONDS);
@@ -37,7 +42,7 @@ const QUEUED_EVENTS: usize = 4096;
 /// How often the end and signals are looked for.
 pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Follows the reads of a file or tree, and what each of them waits for.
+/// Follows the reads of a file or tree, from the call to the servers.
 #[derive(Debug, Clone, Args)]
 pub(super) struct TraceOptions {
     /// A file or directory in a mount; of a directory, the reads of all files below it
@@ -48,7 +53,12 @@ pub(super) struct TraceOptions {
     #[arg(long = "for", value_name = "TIME", default_value = "10s", value_parser = |text: &str| duration::within(text, TIMES))]
     time: Duration,
 
-    /// Print JSON, an object for each read
+    /// Leave out the calls of applications; to see them costs every system call of the host some
+    /// time
+    #[arg(long)]
+    no_calls: bool,
+
+    /// Print JSON, an object for each read and each call
     #[arg(long)]
     json: bool,
 
@@ -59,7 +69,9 @@ pub(super) struct TraceOptions {
 
 /// What the daemon tells.
 enum TraceEvent {
+    Following(FollowingEvent),
     Read(Box<ReadEvent>),
+    Call(Box<CallEvent>),
     End(EndEvent),
 }
 
@@ -71,21 +83,22 @@ struct Totals {
     failed: u64,
     asked_bytes: u64,
     slowest_seconds: f64,
-    /// Reads that came too fast, for the daemon and for the terminal.
+    calls: u64,
+    calls_without_request: u64,
+    slowest_call_seconds: f64,
+    /// Whether calls were followed.
+    with_calls: bool,
+    /// Reads and calls that came too fast, for the daemon and for the terminal.
     left_out: u64,
 }
 
 /// Prints reads as they are answered, and a summary on standard error.
 pub(super) fn run(options: &TraceOptions) -> anyhow::Result<ExitCode> {
-    let path = options.path.clone();
-    let place = answer_of(move || place_of(&path)).recv_timeout(ATTRIBUTE_TIMEOUT);
-    let place = place.map_err(|_| anyhow!("{}: the daemon does not answer", options.path.display()))??;
-    let address = address_in_time(&place.mount)?;
-    let client =
-        StatusClient { token_file: options.status_token_file.clone(), ..StatusClient::at(address.clone()) };
-    let events = events_of(&client, "/api/v1/trace", &place.path, options.time)
-        .with_context(|| format!("the daemon of {} at {address}", place.mount.path.display()))?;
-    output::note(format_args!("following reads of {} for {:?}", options.path.display(), options.time));
+    let client = StatusClient::with_token(options.status_token_file.clone());
+    let (client, place) = client.for_place(&options.path)?;
+    let calls = ("calls", if options.no_calls { "false" } else { "true" });
+    let events = events_of(&client, "/api/v1/trace", &place.path, options.time, &[calls])
+        .with_context(|| format!("the daemon of {} at {}", place.mount.path.display(), client.address))?;
     let interrupted = noted_signals()?;
     let missed = Arc::new(AtomicU64::new(0));
     let (sender, reads) = sync_channel(QUEUED_EVENTS);
@@ -93,7 +106,7 @@ pub(super) fn run(options: &TraceOptions) -> anyhow::Result<ExitCode> {
     let reading = thread::Builder::new().name("events".into());
     let reading = reading.spawn(move || take_events(events, &sender, &counted))?;
     let mut totals = Totals::default();
-    let shown = show(&reads, options.json, &interrupted, &mut totals);
+    let shown = show(&reads, options, &interrupted, &mut totals);
     totals.left_out += missed.load(Ordering::Relaxed);
     output::note(summary(&totals));
     shown?;
@@ -107,16 +120,25 @@ pub(super) fn run(options: &TraceOptions) -> anyhow::Result<ExitCode> {
 /// Prints reads until the daemon has told the last one, or a signal comes.
 fn show(
     events: &Receiver<TraceEvent>,
-    as_json: bool,
+    options: &TraceOptions,
     interrupted: &AtomicBool,
     totals: &mut Totals,
 ) -> anyhow::Result<()> {
     while !interrupted.load(Ordering::Relaxed) {
         match events.recv_timeout(POLL_INTERVAL) {
+            Ok(TraceEvent::Following(event)) => {
+                totals.with_calls = event.calls;
+                event.unseen.iter().for_each(|unseen| output::note(format_args!("not shown: {unseen}")));
+                let (path, time) = (options.path.display(), options.time);
+                output::note(format_args!("following reads of {path} for {time:?}"));
+            }
             Ok(TraceEvent::Read(event)) => {
                 totals.add(&event);
-                let line = if as_json { json!(event).to_string() } else { line(&event) };
-                output::print(format_args!("{line}\n"))?;
+                print(READ, &*event, options.json, || line(&event))?;
+            }
+            Ok(TraceEvent::Call(event)) => {
+                totals.add_call(&event);
+                print(CALL, &*event, options.json, || call_line(&event.call))?;
             }
             Ok(TraceEvent::End(end)) => {
                 totals.left_out = end.left_out;
@@ -134,6 +156,22 @@ fn show(
     Ok(())
 }
 
+/// Prints an event in a line.
+fn print(
+    kind: &str,
+    event: &impl Serialize,
+    as_json: bool,
+    line: impl FnOnce() -> String,
+) -> anyhow::Result<()> {
+    let json = || {
+        let mut object = json!(event);
+        object["kind"] = kind.into();
+        object.to_string()
+    };
+    let line = if as_json { json() } else { line() };
+    Ok(output::print(format_args!("{line}\n"))?)
+}
+
 /// Passes events on as they come, to the last one. Those for which there is no room are counted.
 fn take_events(
     mut events: ServerEvents<impl Read>,
@@ -141,22 +179,26 @@ fn take_events(
     missed: &AtomicU64,
 ) -> anyhow::Result<()> {
     loop {
-        match events.next()? {
-            (READ, data) => {
-                let event = serde_json::from_str(data).context("the daemon sent no read")?;
-                match taken.try_send(TraceEvent::Read(Box::new(event))) {
-                    Ok(()) => {}
-                    Err(TrySendError::Full(_)) => _ = missed.fetch_add(1, Ordering::Relaxed),
-                    Err(TrySendError::Disconnected(_)) => return Ok(()),
-                }
+        let event = match events.next()? {
+            (FOLLOWING, data) => {
+                // A daemon of before there were calls says nothing here.
+                let event: Option<_> = serde_json::from_str(data).context("the daemon sent no begin")?;
+                TraceEvent::Following(event.unwrap_or_default())
             }
+            (READ, data) => TraceEvent::Read(serde_json::from_str(data).context("the daemon sent no read")?),
+            (CALL, data) => TraceEvent::Call(serde_json::from_str(data).context("the daemon sent no call")?),
             (END, data) => {
                 let event = serde_json::from_str(data).context("the daemon sent no end")?;
                 // Fails if nobody waits any more.
                 let _ = taken.send(TraceEvent::End(event));
                 return Ok(());
             }
-            _ => {}
+            _ => continue,
+        };
+        match taken.try_send(event) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => _ = missed.fetch_add(1, Ordering::Relaxed),
+            Err(TrySendError::Disconnected(_)) => return Ok(()),
         }
     }
 }
@@ -171,6 +213,13 @@ impl Totals {
         self.slowest_seconds = self.slowest_seconds.max(read.seconds);
         self.left_out = event.left_out;
     }
+
+    fn add_call(&mut self, event: &CallEvent) {
+        self.calls += 1;
+        self.calls_without_request += u64::from(event.call.requests == 0 && event.call.error.is_none());
+        self.slowest_call_seconds = self.slowest_call_seconds.max(event.call.seconds);
+        self.left_out = event.left_out;
+    }
 }
 
 /// A read, in a line.
@@ -181,21 +230,57 @@ fn line(event: &ReadEvent) -> String {
         (None, false) => StepList(&read.steps).to_string(),
         (Some(error), _) => format!("FAILED: {error}; {}", StepList(&read.steps)),
     };
-    let reader = match read.caller_name.as_str() {
-        "" => read.caller.to_string(),
-        name => format!("{name}[{}]", read.caller),
+    let range = ReadRange { path: &read.path, offset: read.offset, len: read.len };
+    range.line("read", read.seconds, (&read.caller_name, read.caller), &waited)
+}
+
+/// A call, in a line.
+fn call_line(call: &FollowedCall) -> String {
+    let answered = match (&call.error, call.requests, call.passthrough) {
+        (Some(error), ..) => format!("FAILED: {error}"),
+        (None, 0, true) => "passthrough".to_owned(),
+        (None, 0, false) => "no request to the daemon".to_owned(),
+        (None, 1, _) => "1 request to the daemon".to_owned(),
+        (None, requests, _) => format!("{requests} requests to the daemon"),
     };
-    let text = format!("{} {}+{} {reader}: {waited}", read.path, read.offset, read.len);
-    format!("{:>9.3} ms  {}", read.seconds * 1e3, plain(&text))
+    let range = ReadRange { path: &call.path, offset: call.offset, len: call.len };
+    range.line("call", call.seconds, (&call.caller_name, call.caller), &answered)
+}
+
+/// What is read.
+struct ReadRange<'a> {
+    path: &'a str,
+    offset: u64,
+    len: u64,
+}
+
+impl ReadRange<'_> {
+    /// `reader` is the name of a thread, which may be empty, and its number.
+    fn line(&self, kind: &str, seconds: f64, reader: (&str, u32), answered: &str) -> String {
+        let Self { path, offset, len } = self;
+        let reader = match reader {
+            ("", number) => number.to_string(),
+            (name, number) => format!("{name}[{number}]"),
+        };
+        let text = format!("{path} {offset}+{len} {reader}: {answered}");
+        format!("{kind} {:>10.3} ms  {}", seconds * 1e3, plain(&text))
+    }
 }
 
 fn summary(totals: &Totals) -> String {
-    let Totals { reads, from_memory, failed, asked_bytes, slowest_seconds, left_out } = totals;
+    let Totals { reads, from_memory, failed, asked_bytes, slowest_seconds, left_out, .. } = totals;
     let bytes = ByteSize(*asked_bytes);
     let slowest = slowest_seconds * 1e3;
     let mut text = format!(
         "{reads} reads of {bytes}: {from_memory} answered from memory, {failed} failed, the slowest took {slowest:.3} ms"
     );
+    if totals.with_calls {
+        let Totals { calls, calls_without_request, slowest_call_seconds, .. } = totals;
+        let slowest = slowest_call_seconds * 1e3;
+        text += &format!(
+            "; {calls} calls: {calls_without_request} without a request, the slowest took {slowest:.3} ms"
+        );
+    }
     if *left_out > 0 {
         text += &format!("; {left_out} more came too fast to be shown");
     }
@@ -239,12 +324,30 @@ mod tests {
     fn a_read_is_a_line_that_says_what_it_waited_for() {
         assert_eq!(
             line(&event(None, Vec::new())),
-            "  250.000 ms  /a/\u{fffd}[2Jfile 4096+8192 cat[7]: memory"
+            "read    250.000 ms  /a/\u{fffd}[2Jfile 4096+8192 cat[7]: memory"
         );
         let fetched = line(&event(None, vec![step()]));
         assert!(fetched.ends_with("cat[7]: http volume:8080 0.250 s (first byte 0.125 s)"), "{fetched}");
         let failed = line(&event(Some("no server"), Vec::new()));
         assert!(failed.ends_with("cat[7]: FAILED: no server; -"), "{failed}");
+    }
+
+    #[test]
+    fn a_call_is_a_line_that_says_who_answered() {
+        let call = FollowedCall {
+            path: "/a".into(),
+            len: 10,
+            caller: 7,
+            caller_name: "cat".into(),
+            seconds: 1e-5,
+            ..FollowedCall::default()
+        };
+        assert_eq!(call_line(&call), "call      0.010 ms  /a 0+10 cat[7]: no request to the daemon");
+        let line = |call: FollowedCall| call_line(&call).rsplit_once(": ").unwrap().1.to_owned();
+        assert_eq!(line(FollowedCall { passthrough: true, ..call.clone() }), "passthrough");
+        assert_eq!(line(FollowedCall { requests: 1, ..call.clone() }), "1 request to the daemon");
+        assert_eq!(line(FollowedCall { requests: 2, ..call.clone() }), "2 requests to the daemon");
+        assert!(call_line(&FollowedCall { error: Some("no".into()), ..call }).ends_with("FAILED: no"));
     }
 
     #[test]
@@ -267,7 +370,14 @@ mod tests {
         let whole = format!("{begin}event: end\ndata: {{\"left_out\":3,\"is_early\":false}}\n\n");
         take_events(ServerEvents::new(whole.as_bytes()), &sender, &missed).unwrap();
         let mut totals = Totals::default();
-        show(&events, true, &AtomicBool::new(false), &mut totals).unwrap();
+        let options = TraceOptions {
+            path: "/a".into(),
+            time: Duration::from_secs(1),
+            no_calls: false,
+            json: true,
+            status_token_file: None,
+        };
+        show(&events, &options, &AtomicBool::new(false), &mut totals).unwrap();
         assert_eq!((totals.reads, totals.left_out), (1, 3));
         for (broken, told) in [(begin.as_str(), "has ended"), ("event: read\ndata: {}\n", "no read")] {
             let error = take_events(ServerEvents::new(broken.as_bytes()), &sender, &missed).unwrap_err();

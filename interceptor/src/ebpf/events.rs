@@ -24,7 +24,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc::{self, Receiver, Sender};
 
 use super::device::DeviceNumber;
-use super::maps::Maps;
+use super::maps::{Maps, record};
 use super::miss_ratio::CurveEstimator;
 use crate::vital::contained;
 
@@ -153,7 +153,7 @@ impl RingReader {
 
     fn drain(&mut self) {
         while let Some(item) = self.ring.next() {
-            let Some(event) = parse(&item) else {
+            let Some(event) = record::<event::Event>(&item) else {
                 tracing::error!("a program sent {} bytes that are no event", item.len());
                 continue;
             };
@@ -190,13 +190,6 @@ impl RingReader {
             let _ = rank_limit.map(|limit| maps.set_sampling(device.in_kernel(), limit));
         }
     }
-}
-
-fn parse(data: &[u8]) -> Option<event::Event> {
-    // SAFETY: the length is checked, an event consists of integers, for which all bytes are valid,
-    // and `read_unaligned` needs no alignment.
-    (data.len() == size_of::<event::Event>())
-        .then(|| unsafe { data.as_ptr().cast::<event::Event>().read_unaligned() })
 }
 
 impl KernelEvent {

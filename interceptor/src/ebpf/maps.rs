@@ -5,12 +5,14 @@ use std::collections::HashMap;
 use aya::Ebpf;
 use aya::maps::{Array, HashMap as Hash, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use aya::util::nr_cpus;
+use interceptor_ebpf::call::{CallRecord, CallSettings};
+use interceptor_ebpf::event::Event;
 use interceptor_ebpf::heat::{Heat, UNIT};
 use interceptor_ebpf::records::{
     GranuleKey, Latency, LatencyKey, PendingHeat, ReaderKey, ReaderSlot, ReaderStats, Traffic, WatchedMount,
     device_index,
 };
-use interceptor_ebpf::settings::{FieldOffsets, ProgramSettings};
+use interceptor_ebpf::settings::{FieldOffsets, PidNamespace, ProgramSettings};
 
 use super::EbpfError;
 
@@ -38,8 +40,28 @@ records!(
     ReaderStats,
     WatchedMount,
     ReaderSlot,
-    PendingHeat
+    PendingHeat,
+    CallSettings,
+    PidNamespace,
+    CallRecord,
+    Event
 );
+
+/// The record that a program has put into a ring buffer; `None` if it has another size.
+pub(super) fn record<T>(data: &[u8]) -> Option<T>
+where
+    Pod<T>: aya::Pod,
+{
+    // SAFETY: the length is checked, all bytes are valid for a `Pod`, and `read_unaligned` needs no
+    // alignment.
+    (data.len() == size_of::<T>()).then(|| unsafe { data.as_ptr().cast::<T>().read_unaligned() })
+}
+
+/// A name with zeros behind it.
+pub(super) fn text_of(name: &[u8]) -> String {
+    let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(name).into_owned()
+}
 
 /// A thread that has read from a mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -215,7 +237,8 @@ impl Maps {
     }
 }
 
-fn take(programs: &mut Ebpf, name: &str) -> Result<Map, MapError> {
+/// Takes a map out of `programs`, by its name.
+pub(super) fn take(programs: &mut Ebpf, name: &str) -> Result<Map, MapError> {
     programs.take_map(name).ok_or_else(|| MapError::InvalidName { name: name.to_owned() })
 }
 
@@ -251,12 +274,11 @@ fn add_latency(sum: &mut Latency, part: &Latency) {
 }
 
 fn reader_thread(key: &ReaderKey, reader: &ReaderStats) -> ReaderThread {
-    let command = reader.command.split(|byte| *byte == 0).next().unwrap_or_default();
     ReaderThread {
         process: (key.pid_tgid >> 32) as u32,
         thread: key.pid_tgid as u32,
         cgroup: reader.cgroup,
-        command: String::from_utf8_lossy(command).into_owned(),
+        command: text_of(&reader.command),
         reads: reader.reads,
         bytes: reader.bytes,
         requested_bytes: reader.requested_bytes,

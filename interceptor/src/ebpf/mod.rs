@@ -19,6 +19,7 @@
 //! fails here, reads go on as before.
 
 mod btf;
+mod calls;
 mod device;
 mod events;
 mod maps;
@@ -45,6 +46,7 @@ use tokio::sync::mpsc::Receiver;
 
 use crate::telemetry::MissRatioCurve;
 
+pub use calls::{CallTracer, TracedCall};
 pub use device::DeviceNumber;
 pub use events::{EventKind, KernelEvent};
 pub use maps::ReaderThread;
@@ -92,6 +94,9 @@ pub enum EbpfError {
     /// The programs' log cannot be read.
     #[error("the log of the eBPF programs cannot be read: {0}")]
     Log(#[from] aya_log::Error),
+    /// The read calls of applications cannot be seen.
+    #[error("they cannot be seen: {0}")]
+    CallsUnseen(String),
     /// The thread that drains the ring buffer cannot be started.
     #[error("cannot wait for events of the kernel: {0}")]
     Thread(#[source] io::Error),
@@ -388,7 +393,20 @@ fn load_with(
     kernel: &Btf,
     cached_reads_seen: bool,
 ) -> Result<(Ebpf, Vec<ProbeStatus>), EbpfError> {
+    let mut programs = load_object(settings, offsets, cached_reads_seen)?;
+    let wanted = |name: &str| settings.inserts || name != capability::INSERTS;
+    let probes = probes::attach_all(&mut programs, kernel, offsets, wanted);
+    Ok((programs, probes))
+}
+
+/// Creates the maps, and prepares the programs to be loaded one by one.
+fn load_object(
+    settings: &ObserverSettings,
+    offsets: &ResolvedOffsets,
+    cached_reads_seen: bool,
+) -> Result<Ebpf, EbpfError> {
     let field_offsets = Pod(offsets.offsets);
+    let (calls, pid_namespace) = (Pod(calls::read_syscalls()), Pod(calls::pid_namespace()));
     let shared = Pod(settings.for_programs(cached_reads_seen));
     let log_level = settings.program_log_level();
     let mut loader = EbpfLoader::new();
@@ -397,14 +415,13 @@ fn load_with(
         .btf(None)
         .override_global("OFFSETS", &field_offsets, true)
         .override_global("SETTINGS", &shared, true)
+        .override_global("CALL_SETTINGS", &calls, true)
+        .override_global("PID_NAMESPACE", &pid_namespace, true)
         .override_global(aya_log::LEVEL, &log_level, true);
     for (map, size) in settings.map_sizes() {
         loader.map_max_entries(map, size);
     }
-    let mut programs = loader.load(PROGRAMS)?;
-    let wanted = |name: &str| settings.inserts || name != capability::INSERTS;
-    let probes = probes::attach_all(&mut programs, kernel, offsets, wanted);
-    Ok((programs, probes))
+    Ok(loader.load(PROGRAMS)?)
 }
 
 impl From<BtfReadError> for EbpfError {

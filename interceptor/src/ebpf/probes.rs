@@ -114,6 +114,8 @@ const KIOCB: &[Field] = &[
     field::INODE_SIZE,
 ];
 
+const FILE: &[Field] = &[field::FILE_INODE, field::INODE_SB, field::SUPER_DEV, field::FUSE_NODEID];
+
 /// Names of the capabilities that other modules ask for.
 pub mod capability {
     /// Reads through the page cache. Without it, requests to the daemon stand in for reads.
@@ -126,6 +128,14 @@ pub mod capability {
     pub const PASSTHROUGH: &str = "passthrough reads";
     /// Pages that enter the page cache.
     pub const INSERTS: &str = "page-cache inserts";
+    /// System calls that read.
+    pub const CALL_BEGINS: &str = "begins of read calls";
+    /// Their returns.
+    pub const CALL_ENDS: &str = "ends of read calls";
+    /// What they read through the page cache.
+    pub const CALL_PAGES: &str = "pages that read calls read";
+    /// What they ask the daemon.
+    pub const CALL_REQUESTS: &str = "requests of read calls";
 }
 
 const CAPABILITIES: [Capability; 7] = [
@@ -172,6 +182,44 @@ const CAPABILITIES: [Capability; 7] = [
     },
 ];
 
+/// The capabilities that together follow read calls. The begin of calls comes last, so that all of
+/// a call is seen or nothing.
+const CALL_CAPABILITIES: [Capability; 6] = [
+    Capability {
+        name: capability::CALL_ENDS,
+        lost: "calls",
+        attachments: &[attachment("call_left", Hook::TpBtf("sys_exit"), &[])],
+    },
+    Capability {
+        name: capability::CALL_PAGES,
+        lost: "calls that the page cache answers",
+        attachments: &[attachment("call_read_pages", Hook::TpBtf("mm_filemap_get_pages"), READ)],
+    },
+    Capability {
+        name: capability::CALL_REQUESTS,
+        lost: "calls with direct I/O, and which calls asked the daemon",
+        attachments: &[
+            attachment("call_asked", Hook::TpBtf("fuse_request_send"), SENT),
+            attachment("call_asked_raw", Hook::RawTp("fuse_request_send"), SENT),
+        ],
+    },
+    Capability {
+        name: "passthrough of read calls",
+        lost: "calls that passthrough answers",
+        attachments: &[attachment("call_passed_through", Hook::Fentry("fuse_passthrough_read_iter"), KIOCB)],
+    },
+    Capability {
+        name: "passthrough of read calls within the kernel",
+        lost: "calls that passthrough answers within the kernel (sendfile, splice)",
+        attachments: &[attachment("call_spliced", Hook::Fentry("fuse_passthrough_splice_read"), FILE)],
+    },
+    Capability {
+        name: capability::CALL_BEGINS,
+        lost: "calls",
+        attachments: &[attachment("call_entered", Hook::TpBtf("sys_enter"), &[])],
+    },
+];
+
 /// The status of every capability when no program can be loaded at all, for `reason`.
 pub(super) fn all_missing(reason: &str, remedy: &'static str) -> Vec<ProbeStatus> {
     let missing = |capability: &Capability| ProbeStatus {
@@ -193,6 +241,11 @@ pub(super) fn attach_all(
 ) -> Vec<ProbeStatus> {
     let wanted = CAPABILITIES.iter().filter(|capability| wanted(capability.name));
     wanted.map(|capability| capability.attach_best(programs, kernel, offsets)).collect()
+}
+
+/// Loads and attaches the programs that follow read calls.
+pub(super) fn attach_calls(programs: &mut Ebpf, kernel: &Btf, offsets: &ResolvedOffsets) -> Vec<ProbeStatus> {
+    CALL_CAPABILITIES.iter().map(|capability| capability.attach_best(programs, kernel, offsets)).collect()
 }
 
 /// Loads and attaches the program that does nothing.

@@ -40,6 +40,8 @@ pub struct ObserverSettings {
     pub mounts: u32,
     /// Bytes of the ring buffer. Rounded up to a power of two, at least a page.
     pub ring: u32,
+    /// Read calls that can be followed at the same time, in the whole system; 0 to follow none.
+    pub calls: u32,
     /// Capacity of the channel to the receiver, events. Further events are dropped.
     pub events: usize,
     /// The level of what the programs log. Calls of other levels are removed from the programs
@@ -66,6 +68,7 @@ impl Default for ObserverSettings {
             readers: 4096,
             mounts: 64,
             ring: 1 << 20,
+            calls: 0,
             events: 16 << 10,
             log_level: LevelFilter::current(),
         }
@@ -78,6 +81,8 @@ impl ObserverSettings {
     const MAX_OPCODES: u32 = 32;
     /// Requests in flight, of all mounts together, whose durations are measured.
     const MAX_REQUESTS: u32 = 16 << 10;
+    /// Bytes of the ring buffer of calls that have returned: some ten thousand calls.
+    const CALL_RING_BYTES: u32 = 1 << 20;
     /// Bytes of the ring buffer of the programs' log. Each of a few branches logs some hundred
     /// bytes once in seconds.
     const LOG_BYTES: u32 = 16 << 10;
@@ -119,7 +124,7 @@ impl ObserverSettings {
     }
 
     /// The sizes of the maps by name: entries, or bytes for the ring buffer.
-    pub(super) fn map_sizes(&self) -> [(&'static str, u32); 9] {
+    pub(super) fn map_sizes(&self) -> [(&'static str, u32); 11] {
         let entries = |wanted: u32| wanted.clamp(1, 1 << 24);
         [
             ("WATCHED", entries(self.mounts)),
@@ -130,6 +135,8 @@ impl ObserverSettings {
             ("REQUESTS", Self::MAX_REQUESTS),
             ("LATENCY", entries(self.mounts).saturating_mul(Self::MAX_OPCODES)),
             ("EVENTS", self.ring_bytes()),
+            ("CALLS", entries(self.calls)),
+            ("CALL_EVENTS", if self.calls > 0 { Self::CALL_RING_BYTES } else { Self::PAGE as u32 }),
             ("AYA_LOGS", Self::LOG_BYTES),
         ]
     }

@@ -18,6 +18,7 @@ pub mod access;
 pub mod activity;
 pub mod answered_read;
 pub mod export;
+pub mod followed_call;
 pub mod health;
 pub mod history;
 pub mod kernel;

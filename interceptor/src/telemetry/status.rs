@@ -14,6 +14,7 @@ use futures::future::{BoxFuture, join_all};
 use parking_lot::Mutex;
 
 use super::activity::Activity;
+use super::followed_call::CallSource;
 use super::health::{FilerHealth, Health};
 use super::history::bytes_by_source;
 use super::kernel::CapabilityReport;
@@ -79,6 +80,7 @@ struct CachedActivity {
 struct ReportedState {
     subscription: Subscription,
     miss_ratio_curve: Option<Gauge<Option<MissRatioCurve>>>,
+    calls: Option<CallSource>,
     access: ApiAccess,
     lost: Vec<LostAbility>,
     capabilities: Vec<CapabilityReport>,
@@ -118,6 +120,16 @@ impl Status {
     /// Sets the source of the miss-ratio curve. It returns `None` as long as there is no curve.
     pub fn set_miss_ratio_curve(&self, gauge: Gauge<Option<MissRatioCurve>>) {
         self.reported.lock().miss_ratio_curve = Some(gauge);
+    }
+
+    /// Sets the source of the read calls of applications.
+    pub fn set_call_source(&self, source: CallSource) {
+        self.reported.lock().calls = Some(source);
+    }
+
+    /// The source of the read calls of applications, if eBPF programs may be loaded.
+    pub(super) fn call_source(&self) -> Option<CallSource> {
+        self.reported.lock().calls.clone()
     }
 
     /// Sets which clients can read the status API.

@@ -1,9 +1,10 @@
 //! `/api/v1/trace`: the reads of a file or tree while they last, as server-sent events.
 //!
-//! `?path=/dir&seconds=10` is answered with `following` at once, then with a `read` for each read
-//! that is answered, and after that time with `end`. `read` and `end` have `left_out`: how many
-//! reads so far came too fast for this client. A follower too many takes the place of the first
-//! one, to which `end` comes early.
+//! `?path=/dir&seconds=10` is answered with `following`, then with a `read` for each read that the
+//! daemon answers, and after that time with `end`. With `&calls=true` there is also a `call` for
+//! each call of an application that has returned, after the reads that it waited for. All but the
+//! first have `left_out`: how many so far came too fast for this client. A follower too many takes
+//! the place of the first one, to which `end` comes early.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -20,7 +21,8 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::answered_read::AnsweredRead;
-use super::read_followers::FollowedReads;
+use super::followed_call::{CallTracing, FollowedCall};
+use super::read_followers::{FollowedEvent, FollowedReads};
 use super::status::Status;
 
 /// How long reads may be followed, in seconds.
@@ -29,7 +31,27 @@ pub(crate) const MAX_SECONDS: u64 = 3600;
 /// The events, by name.
 pub(crate) const FOLLOWING: &str = "following";
 pub(crate) const READ: &str = "read";
+pub(crate) const CALL: &str = "call";
 pub(crate) const END: &str = "end";
+
+/// The data of the event `following`.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct FollowingEvent {
+    /// Whether calls are followed.
+    pub(crate) calls: bool,
+    /// Which calls cannot be seen, though they were asked for, and why.
+    pub(crate) unseen: Option<String>,
+}
+
+/// The data of the event `call`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct CallEvent {
+    /// The call.
+    #[serde(flatten)]
+    pub(crate) call: FollowedCall,
+    /// How many reads and calls were left out so far.
+    pub(crate) left_out: u64,
+}
 
 /// The data of the event `read`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -37,7 +59,7 @@ pub(crate) struct ReadEvent {
     /// The read.
     #[serde(flatten)]
     pub(crate) read: AnsweredRead,
-    /// How many were left out so far.
+    /// How many reads and calls were left out so far.
     pub(crate) left_out: u64,
 }
 
@@ -57,6 +79,9 @@ pub(super) struct TraceQuery {
     pub(super) path: String,
     #[serde(default = "default_seconds")]
     pub(super) seconds: u64,
+    /// Whether the calls of applications are followed, too.
+    #[serde(default)]
+    pub(super) calls: bool,
 }
 
 impl TraceQuery {
@@ -103,46 +128,103 @@ async fn trace(
     Query(query): Query<TraceQuery>,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, TraceError> {
     query.check()?;
-    let reads = status.metrics().slow_reads().followers().follow(&query.path);
+    let calls = match query.calls {
+        true => Some(begin_calls(&status).await),
+        false => None,
+    };
+    let following = match &calls {
+        None => FollowingEvent::default(),
+        Some(Ok(CallShare { calls, .. })) => FollowingEvent { calls: true, unseen: calls.unseen() },
+        Some(Err(reason)) => FollowingEvent { calls: false, unseen: Some(reason.clone()) },
+    };
+    let reads = status.metrics().slow_reads().followers().follow(&query.path, following.calls);
+    let follower = TraceFollower { reads, calls: calls.and_then(Result::ok) };
     let until = Instant::now() + Duration::from_secs(query.seconds);
-    Ok(Sse::new(events(reads, until)).keep_alive(KeepAlive::default()))
+    Ok(Sse::new(events(following, follower, until)).keep_alive(KeepAlive::default()))
+}
+
+/// A client's share of the calls that are traced.
+struct CallShare {
+    calls: Arc<dyn CallTracing>,
+    /// How many had been lost before.
+    lost_before: u64,
+}
+
+/// Begins to follow calls.
+///
+/// # Errors
+/// That calls are not seen, and why.
+async fn begin_calls(status: &Status) -> Result<CallShare, String> {
+    let none = || "calls, as eBPF is switched off or cannot be used (see `interceptor check`)".to_owned();
+    let source = status.call_source().ok_or_else(none)?;
+    let calls = tokio::task::spawn_blocking(move || source()).await;
+    let calls = calls.unwrap_or_else(|panic| Err(format!("calls ({panic})")))?;
+    let lost_before = calls.lost();
+    Ok(CallShare { calls, lost_before })
+}
+
+/// What a client gets its events from.
+struct TraceFollower {
+    reads: FollowedReads,
+    calls: Option<CallShare>,
+}
+
+impl TraceFollower {
+    /// How many reads and calls did not reach the client.
+    fn left_out(&self) -> u64 {
+        let lost = |share: &CallShare| share.calls.lost().saturating_sub(share.lost_before);
+        self.reads.left_out() + self.calls.as_ref().map_or(0, lost)
+    }
 }
 
 /// What comes next.
 enum TraceState {
-    Beginning(FollowedReads),
-    Following(FollowedReads),
+    Beginning(FollowingEvent, TraceFollower),
+    Following(TraceFollower),
     Ended,
 }
 
-fn events(reads: FollowedReads, until: Instant) -> impl Stream<Item = Result<Event, Infallible>> {
-    stream::unfold(TraceState::Beginning(reads), move |state| async move {
+fn events(
+    following: FollowingEvent,
+    follower: TraceFollower,
+    until: Instant,
+) -> impl Stream<Item = Result<Event, Infallible>> {
+    stream::unfold(TraceState::Beginning(following, follower), move |state| async move {
         let (event, next) = match state {
-            TraceState::Beginning(reads) => (event(FOLLOWING, &()), TraceState::Following(reads)),
-            TraceState::Following(mut reads) => match next_before(&mut reads, until).await {
-                Some(read) => {
-                    let left_out = reads.left_out();
-                    let data = ReadEvent { read: Arc::unwrap_or_clone(read), left_out };
-                    (event(READ, &data), TraceState::Following(reads))
+            TraceState::Beginning(following, follower) => {
+                (event(FOLLOWING, &following), TraceState::Following(follower))
+            }
+            TraceState::Following(mut follower) => {
+                let next = next_before(&mut follower.reads, until).await;
+                let left_out = follower.left_out();
+                match next {
+                    Some(FollowedEvent::Read(read)) => {
+                        let data = ReadEvent { read: Arc::unwrap_or_clone(read), left_out };
+                        (event(READ, &data), TraceState::Following(follower))
+                    }
+                    Some(FollowedEvent::Call(call)) => {
+                        let data = CallEvent { call: Arc::unwrap_or_clone(call), left_out };
+                        (event(CALL, &data), TraceState::Following(follower))
+                    }
+                    None => {
+                        let end = EndEvent { left_out, is_early: Instant::now() < until };
+                        (event(END, &end), TraceState::Ended)
+                    }
                 }
-                None => {
-                    let end = EndEvent { left_out: reads.left_out(), is_early: Instant::now() < until };
-                    (event(END, &end), TraceState::Ended)
-                }
-            },
+            }
             TraceState::Ended => return None,
         };
         Some((Ok(event), next))
     })
 }
 
-/// The next read; `None` when the time is over and what came before has been taken, or when another
-/// follower has this one's place.
-async fn next_before(reads: &mut FollowedReads, until: Instant) -> Option<Arc<AnsweredRead>> {
+/// The next event; `None` when the time is over and what came before has been taken, or when
+/// another follower has this one's place.
+async fn next_before(reads: &mut FollowedReads, until: Instant) -> Option<FollowedEvent> {
     if Instant::now() < until {
-        let read = tokio::time::timeout_at(until, reads.queue.recv()).await;
-        if let Ok(read) = read {
-            return read;
+        let event = tokio::time::timeout_at(until, reads.queue.recv()).await;
+        if let Ok(event) = event {
+            return event;
         }
     }
     // What comes from now on is not waited for, or a mount that is always read would have no end.
@@ -203,7 +285,7 @@ mod tests {
     async fn reads_without_end_do_not_keep_a_follower() {
         let status = some_status();
         let slow_reads = status.metrics().slow_reads();
-        let mut reads = slow_reads.followers().follow("/");
+        let mut reads = slow_reads.followers().follow("/", false);
         let target = ReadTarget { path: "/a", offset: 0, len: 1, caller: 0 };
         let until = Instant::now();
         let mut taken = 0;
