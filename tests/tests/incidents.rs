@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tests::certificates::Authority;
 use tests::mount::interceptor_program;
-use tests::{Browser, Cluster, Fault, Mount, Pattern, Viewport, data, eventually, host};
+use tests::{Browser, Cluster, Fault, Mount, Pattern, Viewport, data, eventually, host, reading};
 
 const SIZE: usize = 32 << 10;
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -158,6 +158,43 @@ fn an_engine_that_refuses_without_tls_is_named() {
     assert!(printed(&mount).contains(&sentence), "{}", printed(&mount));
     let log = mount.log().unwrap();
     assert!(log.contains("an engine is not asked") && log.contains("asks for TLS"), "{log}");
+}
+
+/// What is read again and again is four times as large as the cache. Each file is read by one call.
+#[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
+fn a_cache_that_is_too_small_is_named() {
+    const LARGE: usize = 16 << 20;
+    const NUMBERS: std::ops::Range<usize> = 0..8;
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = Cluster::builder().start().unwrap();
+    let content = |number: usize| Pattern::new(number as u64).bytes(0, LARGE);
+    for number in NUMBERS {
+        cluster.filer().put(&path(number), &content(number), "").unwrap();
+    }
+    let mount = Mount::builder(&cluster).args(["--cache-size=32MiB", "--no-passthrough"]).start().unwrap();
+    if status(&mount)["miss_ratio_curve"].is_null() {
+        return host::skipped("no miss-ratio curve without eBPF");
+    }
+    let text = "the cache is small for what is read";
+    let named = eventually(text, TIMEOUT, || {
+        for number in NUMBERS {
+            let file = mount.file(&path(number));
+            data::assert_same(&path(number), &fs::read(&file).unwrap(), &content(number));
+            // Or the page cache would make up for the cache.
+            reading::forget(&file).unwrap();
+        }
+        status(&mount)["verdict"]["text"].as_str()?.contains(text).then_some(())
+    });
+    named.unwrap_or_else(|error| {
+        let now = status(&mount);
+        panic!("{error}: {} {} {}", now["verdict"], now["miss_ratio_curve"], now["hit_ratios"])
+    });
+    let finding = verdict_with(&mount, text);
+    assert_eq!(finding["severity"], "degraded");
+    assert!(finding["advice"].as_str().unwrap().contains("--cache-size"), "{finding}");
 }
 
 /// The filer falls silent: its changes are no longer heard.

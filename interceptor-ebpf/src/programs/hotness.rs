@@ -24,8 +24,9 @@ use crate::warnings::{RareBranch, warn};
 /// Granules that one read heats. Those of a longer read beyond that are left out.
 const MAX_GRANULES_PER_READ: u64 = 32;
 
-/// Groups of granules that one read may sample. Those of a longer read beyond that are left out.
-const MAX_GROUPS_PER_READ: u64 = 64;
+/// Groups of granules that one read may sample: 32 MiB of pages. Those of a longer read beyond that
+/// are left out, and a file that is always read by such calls looks smaller than it is.
+const MAX_GROUPS_PER_READ: u64 = 512;
 
 /// Records a read of the thread in a slot.
 #[inline(always)]
