@@ -1,6 +1,7 @@
 //! The read calls of applications, which the programs follow from the system call to its end for
 //! `interceptor trace`.
 
+use crate::pages::PAGE;
 use crate::records::TASK_COMM_LEN;
 
 /// How many system calls read a file.
@@ -31,6 +32,8 @@ pub struct CallState {
     pub node: u64,
     /// The first byte that it read, or that of its first page.
     pub offset: u64,
+    /// The byte behind the last page that the call asked of the page cache; 0 if it asked for none.
+    pub end: u64,
     /// Requests to the daemon that the kernel sent during the call, readahead included.
     pub requests: u32,
     /// 1 if a backing file is read (passthrough).
@@ -38,10 +41,23 @@ pub struct CallState {
 }
 
 impl CallState {
+    /// The first byte that a call read which returned `length`, rounded down to a page if that came
+    /// from the page cache.
+    ///
+    /// The kernel reports pages in batches, and none of a batch whose last page it does not wait
+    /// for. So the first batch may be missing; the last page, which each batch names, tells where it
+    /// began.
+    pub const fn first_byte(&self, length: u64) -> u64 {
+        match self.end.checked_sub(length) {
+            Some(begin) if self.end > 0 && begin < self.offset => begin - begin % PAGE,
+            _ => self.offset,
+        }
+    }
+
     /// A call that begins.
     #[inline(always)]
     pub const fn begun(begun_ns: u64) -> Self {
-        Self { begun_ns, watch_id: 0, node: 0, offset: 0, requests: 0, passthrough: 0 }
+        Self { begun_ns, watch_id: 0, node: 0, offset: 0, end: 0, requests: 0, passthrough: 0 }
     }
 
     /// The call reads this file of a watched mount. Of several files the first counts. The kernel
@@ -75,7 +91,7 @@ pub struct CallRecord {
 }
 
 // No padding, whose bytes would be undefined.
-const _: () = assert!(size_of::<CallState>() == 4 * 8 + 2 * 4);
+const _: () = assert!(size_of::<CallState>() == 5 * 8 + 2 * 4);
 const _: () = assert!(size_of::<CallRecord>() == size_of::<CallState>() + 2 * 8 + 2 * 4 + TASK_COMM_LEN);
 
 #[cfg(test)]
@@ -92,5 +108,16 @@ mod tests {
         // What was before was read ahead.
         call.reads(1, 7, 0);
         assert_eq!(call.offset, 0);
+    }
+
+    #[test]
+    fn a_batch_that_is_not_reported_is_found_by_the_length() {
+        let call = |offset, end| CallState { offset, end, ..CallState::begun(0) };
+        // 100 KiB at 200 KiB, of which the kernel reported what is behind 256 KiB.
+        assert_eq!(call(256 << 10, 300 << 10).first_byte(100 << 10), 200 << 10);
+        assert_eq!(call(200 << 10, 300 << 10).first_byte(100 << 10), 200 << 10);
+        // At the end of a file there is less than was asked for.
+        assert_eq!(call(4096, 8192).first_byte(100), 4096);
+        assert_eq!((call(4096, 0).first_byte(100), call(0, 4096).first_byte(5000)), (4096, 0));
     }
 }

@@ -100,16 +100,17 @@ fn current_call() -> Option<&'static mut CallState> {
 /// The kernel has found a batch of pages for a call.
 #[btf_tracepoint(function = "mm_filemap_get_pages")]
 fn call_read_pages(context: BtfTracePointContext) -> i32 {
-    read_pages(context.arg(0), context.arg(1)).unwrap_or(0)
+    read_pages(context.arg(0), context.arg(1), context.arg(2)).unwrap_or(0)
 }
 
 #[inline(always)]
-fn read_pages(mapping: Address, first: u64) -> Option<i32> {
+fn read_pages(mapping: Address, first: u64, last: u64) -> Option<i32> {
     // SAFETY: any bits are a valid pointer.
     let inode = unsafe { DirectLoad::field(mapping, rodata!(OFFSETS.mapping_host))? };
     let mount = watched_mount(device_of::<DirectLoad>(inode)?)?;
     let call = current_call()?;
     call.reads(mount.watched.watch_id, node_of(inode)?, first.saturating_mul(PAGE));
+    call.end = last.saturating_add(1).saturating_mul(PAGE);
     None
 }
 

@@ -155,7 +155,7 @@ A line has how long it took, the file, offset and length, and the thread that re
 to the daemon, with `memory` or what it waited for: each request to a server, how long that took, and when
 its first byte came. `call` is the call of an application from its begin to its end (eBPF), after the reads
 of its requests; what the kernel answers by itself (page cache, passthrough) has a call only. A summary
-follows on standard error. Exits with 0, or with 130 after Ctrl-C.";
+follows on standard error. Exits with 0, with 130 after Ctrl-C, or with 1 if the daemon ends meanwhile.";
 
 const PROFILE_EXAMPLES: &str = "\
 Examples:

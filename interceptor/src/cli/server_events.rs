@@ -61,7 +61,10 @@ impl<R: Read> ServerEvents<R> {
         loop {
             self.line.clear();
             let length = self.body.by_ref().take(MAX_LINE_BYTES).read_line(&mut self.line);
-            if length.context("the connection to the daemon broke")? == 0 {
+            if length
+                .context("the connection broke: the mount was unmounted or restarted, or its daemon died")?
+                == 0
+            {
                 bail!("the daemon has ended, or the mount was taken over by another process");
             }
             ensure!(self.line.ends_with('\n'), "the daemon sent a line that is too long");

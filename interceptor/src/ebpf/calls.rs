@@ -164,7 +164,7 @@ impl TracedCall {
         let returned = u64::try_from(*returned).map_err(|_| returned.unsigned_abs() as i32);
         Self {
             node: call.node,
-            offset: call.offset,
+            offset: call.first_byte(returned.unwrap_or(0)),
             returned,
             process: *process,
             thread: *thread,

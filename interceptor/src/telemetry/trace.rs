@@ -155,7 +155,10 @@ struct CallShare {
 /// # Errors
 /// That calls are not seen, and why.
 async fn begin_calls(status: &Status) -> Result<CallShare, String> {
-    let none = || "calls, as eBPF is switched off or cannot be used (see `interceptor check`)".to_owned();
+    let none = || {
+        "calls, as eBPF is switched off, not ready yet, or cannot be used (see `interceptor check`)"
+            .to_owned()
+    };
     let source = status.call_source().ok_or_else(none)?;
     let calls = tokio::task::spawn_blocking(move || source()).await;
     let calls = calls.unwrap_or_else(|panic| Err(format!("calls ({panic})")))?;
