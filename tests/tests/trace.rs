@@ -215,30 +215,40 @@ fn calls_are_shown_from_the_system_call_to_its_end() {
 #[test]
 #[cfg_attr(not(can_mount), ignore = "needs mounts")]
 fn each_call_is_shown_where_it_reads() {
-    const STEP: usize = 16 << 10;
+    // One that batches of pages fit into, and one that they do not.
+    const STEPS: [usize; 2] = [16 << 10, 100 << 10];
     if !host::can_mount() {
         return;
     }
     let cluster = Cluster::builder().start().unwrap();
-    let content = Pattern::new(4).bytes(0, 64 * STEP);
-    cluster.filer().put("/file", &content, "").unwrap();
+    let content = Pattern::new(4).bytes(0, 1 << 20);
+    for step in STEPS {
+        cluster.filer().put(&format!("/{step}"), &content, "").unwrap();
+    }
     let mount = Mount::builder(&cluster).arg("--no-passthrough").start().unwrap();
     let attached = programs_of(&mount);
     let traces = [Trace::of(mount.path()), Trace::of(mount.path())];
     if traces[0].sees_no_calls() {
         return host::skipped("eBPF programs cannot be attached to system calls");
     }
-    let mut file = File::open(mount.file("/file")).unwrap();
-    let mut buffer = vec![0; STEP];
-    for part in content.chunks(STEP) {
-        file.read_exact(&mut buffer).unwrap();
-        assert!(buffer == part);
-    }
-    for trace in &traces {
-        trace.call_that("the last call", |call| call["offset"] == content.len() - STEP);
-        let own = trace.calls().into_iter().filter(|call| call["process"] == std::process::id());
-        let offsets: Vec<_> = own.map(|call| call["offset"].as_u64().unwrap() as usize).collect();
-        assert_eq!(offsets, Vec::from_iter((0..content.len()).step_by(STEP)));
+    for step in STEPS {
+        let path = format!("/{step}");
+        let mut file = File::open(mount.file(&path)).unwrap();
+        let mut buffer = vec![0; step];
+        for part in content.chunks(step) {
+            let read = &mut buffer[..part.len()];
+            file.read_exact(read).unwrap();
+            assert!(read == part);
+        }
+        let expected: Vec<_> = (0..content.len()).step_by(step).collect();
+        for trace in &traces {
+            let is_of_file = |call: &Value| call["path"] == path;
+            let last = *expected.last().unwrap();
+            trace.call_that("the last call", |call| is_of_file(call) && call["offset"] == last);
+            let own = trace.calls().into_iter().filter(|call| call["process"] == std::process::id());
+            let offsets = own.filter(is_of_file).map(|call| call["offset"].as_u64().unwrap() as usize);
+            assert_eq!(Vec::from_iter(offsets), expected, "calls of {step} bytes");
+        }
     }
     let [first, second] = traces;
     drop(first);
