@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tests::certificates::Authority;
 use tests::mount::interceptor_program;
+use tests::proxy::FaultProxy;
 use tests::{Browser, Cluster, Fault, Mount, Pattern, Viewport, data, eventually, host, reading};
 
 const SIZE: usize = 32 << 10;
@@ -41,6 +42,23 @@ fn printed(mount: &Mount) -> String {
     let mut command = Command::new(interceptor_program().unwrap());
     let output = command.args(["status", "--status-addr", &address]).output().unwrap();
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// Waits until the first line of `interceptor status` has `text`: the state may change between two
+/// readers.
+fn is_printed(mount: &Mount, text: &str) {
+    let first_line = || printed(mount).lines().next()?.contains(text).then_some(());
+    eventually(text, TIMEOUT, first_line).unwrap_or_else(|error| panic!("{error}: {}", printed(mount)));
+}
+
+/// Ends the readers and the fault when it is dropped, also if the test fails.
+struct EndOfReading<'a>(&'a AtomicBool, &'a FaultProxy);
+
+impl Drop for EndOfReading<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+        self.1.set(Fault::None);
+    }
 }
 
 /// Reads files of these numbers, which nobody has read before, one after the other, until `ended`.
@@ -102,6 +120,7 @@ fn a_slow_server_and_then_a_silent_one_is_named() {
 
     let ended = AtomicBool::new(false);
     thread::scope(|scope| {
+        let _end = EndOfReading(&ended, culprit);
         culprit.set(Fault::Delay(DELAY));
         for part in 0..4 {
             let (mount, ended) = (&mount, &ended);
@@ -112,7 +131,7 @@ fn a_slow_server_and_then_a_silent_one_is_named() {
         assert_eq!(finding["severity"], "degraded");
         assert!(finding["advice"].as_str().unwrap().contains("those of others"), "{finding}");
         is_shown(&slow);
-        assert!(printed(&mount).lines().next().unwrap().contains(&slow), "{}", printed(&mount));
+        is_printed(&mount, &slow);
 
         culprit.set(Fault::StallAfter(0));
         scope.spawn(|| read_cold(&mount, &ended, READ_SLOWLY..FILES));
@@ -120,9 +139,7 @@ fn a_slow_server_and_then_a_silent_one_is_named() {
         let finding = verdict_with(&mount, &silent);
         assert_eq!(finding["severity"], "bad");
         is_shown(&silent);
-        assert!(printed(&mount).lines().next().unwrap().contains(&silent), "{}", printed(&mount));
-        ended.store(true, Ordering::SeqCst);
-        culprit.set(Fault::None);
+        is_printed(&mount, &silent);
     });
 }
 
