@@ -45,8 +45,8 @@ impl CallState {
     /// from the page cache.
     ///
     /// The kernel reports pages in batches, and none of a batch whose last page it does not wait
-    /// for. So the first batch may be missing; the last page, which each batch names, tells where it
-    /// began.
+    /// for. So the first batch may be missing; the last page, which each batch names, tells where
+    /// it began.
     pub const fn first_byte(&self, length: u64) -> u64 {
         match self.end.checked_sub(length) {
             Some(begin) if self.end > 0 && begin < self.offset => begin - begin % PAGE,

@@ -9,13 +9,14 @@
 //! | [`page_cache`] | cached reads, mapped files, inserts | BTF tracepoints of `filemap` |
 //! | [`requests`] | requests to the daemon and its answers, direct I/O | tracepoints of `fuse` |
 //! | [`passthrough`] | reads from a backing file | `fentry` |
-//! | [`calls`] | read calls of applications, for `interceptor trace` | `sys_enter`, `sys_exit`, as above |
+//! | [`calls`] | read calls, for `interceptor trace` | `sys_enter`, `sys_exit`, as above |
 //! | [`noop`] | nothing; the baseline of the benchmark | a BTF tracepoint of `filemap` |
 //!
 //! [`hotness`] turns reads into heat, streams, samples and events; [`thread_state`] and
 //! [`readers`] attribute them to threads; [`maps`] has the maps, [`threads`] the numbers of
-//! threads. The arithmetic is in the library of this package. [`kernel`] loads fields of kernel structures at the offsets that the loader
-//! resolved ([`rodata`]). [`warnings`] logs the branches that should be rare.
+//! threads. The arithmetic is in the library of this package. [`kernel`] loads fields of kernel
+//! structures at the offsets that the loader resolved ([`rodata`]). [`warnings`] logs the branches
+//! that should be rare.
 #![no_std]
 #![no_main]
 

@@ -81,14 +81,9 @@ impl CallTracer {
         take: impl Fn(TracedCall) + Send + 'static,
     ) -> Result<Self, EbpfError> {
         let settings = ObserverSettings {
-            granules: 1,
-            files: 1,
-            readers: 1,
-            mounts: 1,
-            ring: 1,
             calls: MAX_CALLS,
             log_level: LevelFilter::OFF,
-            ..ObserverSettings::default()
+            ..ObserverSettings::smallest()
         };
         let offsets = ResolvedOffsets::resolve(&KernelBtf::of_running_kernel()?);
         let kernel = Btf::from_sys_fs()?;

@@ -338,14 +338,7 @@ impl Observer {
 
 /// The capabilities of this process on this host. Attaches the programs and detaches them again.
 pub fn probe_host() -> Vec<ProbeStatus> {
-    match load(&ObserverSettings {
-        granules: 1,
-        files: 1,
-        readers: 1,
-        mounts: 1,
-        ring: 1,
-        ..ObserverSettings::default()
-    }) {
+    match load(&ObserverSettings::smallest()) {
         Ok((_, probes)) => probes,
         Err(error) => probes::all_missing(&error.to_string(), error.remedy()),
     }

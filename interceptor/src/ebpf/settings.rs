@@ -87,6 +87,11 @@ impl ObserverSettings {
     /// bytes once in seconds.
     const LOG_BYTES: u32 = 16 << 10;
 
+    /// With maps for one mount and next to nothing of it, for programs that count nothing.
+    pub(super) fn smallest() -> Self {
+        Self { granules: 1, files: 1, readers: 1, mounts: 1, ring: 1, ..Self::default() }
+    }
+
     /// Bytes of a sampled granule; a page if nothing is sampled.
     pub(super) fn sample_granule(&self) -> u64 {
         self.sampled.unwrap_or(Self::PAGE).clamp(Self::PAGE, 1 << 40).next_power_of_two()
