@@ -18,12 +18,14 @@ let mountPoint = "";
 function showVerdict() {
   const { severity, text, findings } = last;
   const worst = notReady ? "bad" : severity;
+  // What is bad already is told better by its own sentence than by the check that fails of it.
+  const leads = notReady && severity !== "bad";
   setText(at("severity"), LABELS[worst]);
   document.title = `${LABELS[worst]} – ${mountPoint} – interceptor`;
   at("severity").className = CLASSES[worst];
   const sentence = text.endsWith(".") ? text : `${text}.`;
-  setText(at("sentence"), notReady ? `${notReady.text}.` : sentence);
-  const all = [...(notReady ? [notReady] : []), ...findings];
+  setText(at("sentence"), leads ? `${notReady.text}.` : sentence);
+  const all = leads ? [notReady, ...findings] : [...findings, ...(notReady ? [notReady] : [])];
   // The sentence has the first one already.
   update(at("findings"), all.map(({ text: what, advice }, i) =>
     element("li", {}, element("b", {}, i === 0 ? "What to do:" : `${what}.`), " ", element("span", {}, advice))));
