@@ -29,10 +29,10 @@ pub struct FieldOffsets {
     pub folio_head_mask: u32,
     /// `folio._flags_1`, whose lowest byte is the order of a large folio.
     pub folio_order: u32,
-    /// `fuse_req.fm`
-    pub request_mount: u32,
-    /// `fuse_mount.fc`
-    pub mount_connection: u32,
+    /// What a request belongs to: `fuse_req.fm`, or `fuse_req.chan` of newer kernels.
+    pub request_owner: u32,
+    /// The connection of that: `fuse_mount.fc` or `fuse_chan.conn`.
+    pub owner_connection: u32,
     /// `fuse_conn.dev`
     pub connection_dev: u32,
     /// `fuse_req.in.h.opcode`
@@ -77,8 +77,8 @@ impl FieldOffsets {
         folio_flags: 0,
         folio_head_mask: 0,
         folio_order: 0,
-        request_mount: 0,
-        mount_connection: 0,
+        request_owner: 0,
+        owner_connection: 0,
         connection_dev: 0,
         request_opcode: 0,
         request_unique: 0,

@@ -258,6 +258,46 @@ fn each_call_is_shown_where_it_reads() {
     eventually("the programs to be detached", TIMEOUT, detached).unwrap();
 }
 
+/// The kernel reads such a file by itself, with neither a page of the mount nor a request.
+#[test]
+#[cfg_attr(not(can_mount), ignore = "needs mounts")]
+fn calls_that_are_passed_through_are_shown() {
+    if !host::can_mount() {
+        return;
+    }
+    let cluster = Cluster::builder().start().unwrap();
+    let content = Pattern::new(5).bytes(0, SIZE);
+    cluster.filer().put("/file", &content, "").unwrap();
+    let mount = Mount::builder(&cluster).start().unwrap();
+    if mount.log_with("hot files are read by the kernel itself").is_err() {
+        return host::skipped("there is no passthrough here");
+    }
+    let trace = Trace::of(mount.path());
+    if trace.sees_no_calls() || trace.log().contains("calls that passthrough answers") {
+        return host::skipped("eBPF programs cannot be attached to what passthrough does");
+    }
+    let path = mount.file("/file");
+    let opens = || mount.metric("interceptor_opens_total", &["way=\"passthrough\""]).unwrap_or(0.0);
+    let resident = || {
+        let before = opens();
+        reading::verify(&path, &content);
+        (opens() > before).then_some(())
+    };
+    eventually("passthrough", TIMEOUT, resident).unwrap();
+
+    let passed = |call: &Value, offset: usize, len: usize| {
+        let is_there = call["path"] == "/file" && call["offset"] == offset && call["len"] == len;
+        is_there && call["passthrough"] == true && call["requests"] == 0
+    };
+    let mut buffer = [0; 5000];
+    File::open(&path).unwrap().read_exact_at(&mut buffer, 12_345).unwrap();
+    assert!(buffer == content[12_345..][..buffer.len()]);
+    trace.call_that("a call", |call| passed(call, 12_345, buffer.len()));
+    let mut out = tempfile::tempfile().unwrap();
+    assert_eq!(std::io::copy(&mut File::open(&path).unwrap(), &mut out).unwrap(), SIZE as u64);
+    trace.call_that("a copy within the kernel", |call| passed(call, 0, SIZE));
+}
+
 /// How many eBPF programs the process of a mount has open.
 fn programs_of(mount: &Mount) -> usize {
     let open = fs::read_dir(format!("/proc/{}/fd", mount.pid())).into_iter().flatten().flatten();

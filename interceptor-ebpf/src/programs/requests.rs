@@ -171,8 +171,8 @@ fn ended<L: LoadField>(request: Address) -> Option<i32> {
 pub(crate) fn device_of<L: LoadField>(request: Address) -> Option<u32> {
     // SAFETY: any bits are a valid pointer or integer.
     unsafe {
-        let mount: Address = L::field(request, rodata!(OFFSETS.request_mount))?;
-        let connection: Address = L::field(mount, rodata!(OFFSETS.mount_connection))?;
+        let owner: Address = L::field(request, rodata!(OFFSETS.request_owner))?;
+        let connection: Address = L::field(owner, rodata!(OFFSETS.owner_connection))?;
         L::field(connection, rodata!(OFFSETS.connection_dev))
     }
 }

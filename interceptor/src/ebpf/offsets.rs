@@ -17,8 +17,8 @@ pub(super) const FOLIO_MAPPING: Field = "folio.mapping";
 pub(super) const FOLIO_FLAGS: Field = "folio.flags";
 pub(super) const FOLIO_HEAD_BIT: Field = "enum pageflags PG_head";
 pub(super) const FOLIO_ORDER: Field = "folio._flags_1";
-pub(super) const REQUEST_MOUNT: Field = "fuse_req.fm";
-pub(super) const MOUNT_CONNECTION: Field = "fuse_mount.fc";
+pub(super) const REQUEST_OWNER: Field = "fuse_req.fm or fuse_req.chan";
+pub(super) const OWNER_CONNECTION: Field = "fuse_mount.fc or fuse_chan.conn";
 pub(super) const CONNECTION_DEV: Field = "fuse_conn.dev";
 pub(super) const REQUEST_OPCODE: Field = "fuse_req.in.h.opcode";
 pub(super) const REQUEST_UNIQUE: Field = "fuse_req.in.h.unique";
@@ -32,6 +32,11 @@ pub(super) const KIOCB_FILE: Field = "kiocb.ki_filp";
 pub(super) const KIOCB_POSITION: Field = "kiocb.ki_pos";
 pub(super) const ITER_COUNT: Field = "iov_iter.count";
 pub(super) const FILE_INODE: Field = "file.f_inode";
+
+/// What a request belongs to, and the connection of that: a mount up to Linux 6.19, a channel in
+/// Linux 7.3.
+const REQUEST_OWNERS: [(Field, Field); 2] =
+    [("fuse_req.fm", "fuse_mount.fc"), ("fuse_req.chan", "fuse_chan.conn")];
 
 /// The offsets that this kernel has.
 pub(super) struct ResolvedOffsets {
@@ -63,6 +68,7 @@ impl ResolvedOffsets {
         let node = node.and_then(|(node, inode)| node.checked_sub(inode / 8));
         let head_mask = btf.enumerator("PG_head").and_then(|bit| 1u32.checked_shl(bit));
         let zeroing = bits(ARGS_PAGE_ZEROING);
+        let owner = REQUEST_OWNERS.iter().find_map(|(owner, connection)| bytes(owner).zip(bytes(connection)));
         let offsets = FieldOffsets {
             mapping_host: or_missing(MAPPING_HOST, bytes(MAPPING_HOST)),
             inode_sb: or_missing(INODE_SB, bytes(INODE_SB)),
@@ -74,8 +80,8 @@ impl ResolvedOffsets {
             folio_flags: or_missing(FOLIO_FLAGS, bytes(FOLIO_FLAGS)),
             folio_head_mask: or_missing(FOLIO_HEAD_BIT, head_mask),
             folio_order: or_missing(FOLIO_ORDER, bytes(FOLIO_ORDER)),
-            request_mount: or_missing(REQUEST_MOUNT, bytes(REQUEST_MOUNT)),
-            mount_connection: or_missing(MOUNT_CONNECTION, bytes(MOUNT_CONNECTION)),
+            request_owner: or_missing(REQUEST_OWNER, owner.map(|(owner, _)| owner)),
+            owner_connection: or_missing(OWNER_CONNECTION, owner.map(|(_, connection)| connection)),
             connection_dev: or_missing(CONNECTION_DEV, bytes(CONNECTION_DEV)),
             request_opcode: or_missing(REQUEST_OPCODE, bytes(REQUEST_OPCODE)),
             request_unique: or_missing(REQUEST_UNIQUE, bytes(REQUEST_UNIQUE)),

@@ -68,7 +68,7 @@ enum Hook {
 }
 
 /// The fields that lead from a request to the device number of its mount.
-const REQUEST: [Field; 3] = [field::REQUEST_MOUNT, field::MOUNT_CONNECTION, field::CONNECTION_DEV];
+const REQUEST: [Field; 3] = [field::REQUEST_OWNER, field::OWNER_CONNECTION, field::CONNECTION_DEV];
 const MAPPING: &[Field] =
     &[field::MAPPING_HOST, field::INODE_SB, field::SUPER_DEV, field::FUSE_NODEID, field::INODE_SIZE];
 const READ: &[Field] = &[

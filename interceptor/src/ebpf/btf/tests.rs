@@ -1,5 +1,6 @@
 use proptest::prelude::*;
 
+use super::super::offsets::{OWNER_CONNECTION, REQUEST_OWNER, ResolvedOffsets};
 use super::*;
 
 /// Encodes BTF.
@@ -91,6 +92,20 @@ fn split_btf_of_a_module_continues_the_kernels_ids() {
     types.add(&module.finish()).unwrap();
     assert!(types.fuse_is_module());
     assert_eq!(types.bit_offset("holder", "held.many.b"), Some(128));
+}
+
+#[test]
+fn what_a_request_belongs_to_is_a_mount_or_a_channel() {
+    for (owner, held_by, connection) in [("fm", "fuse_mount", "fc"), ("chan", "fuse_chan", "conn")] {
+        let mut writer = Writer::default();
+        writer.add("u64", kind::INT, 0, 8, &[64]); // 1
+        let [owner, connection] = [owner, connection].map(|name| writer.name(name));
+        writer.add("fuse_req", kind::STRUCT, 1, 152, &[owner, 1, 144 * 8]); // 2
+        writer.add(held_by, kind::STRUCT, 1, 16, &[connection, 1, 8 * 8]); // 3
+        let resolved = ResolvedOffsets::resolve(&KernelBtf::parse(&writer.finish()).unwrap());
+        assert_eq!(resolved.missing(&[REQUEST_OWNER, OWNER_CONNECTION]), [""; 0]);
+        assert_eq!((resolved.offsets.request_owner, resolved.offsets.owner_connection), (144, 8));
+    }
 }
 
 #[test]
