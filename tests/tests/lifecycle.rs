@@ -271,9 +271,18 @@ fn a_cluster_that_cannot_be_mounted_is_refused() {
         &["--filer", &filer, "--security", missing, at],
         &["there is no", missing, "--security"],
     );
-    let (code, said) = bench.run(&["status", "--status-addr", &filer]);
-    assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("is a filer of SeaweedFS and not the status API"), "{said}");
+    // Also if there is something at the path that is asked for.
+    for content in [None, Some("good morning"), Some("{\"status\": \"ok\"}")] {
+        if let Some(content) = content {
+            cluster.filer().put("/api/v1/status", content.as_bytes(), "").unwrap();
+        }
+        for form in [&["status"][..], &["status", "--json"]] {
+            let (code, said) = bench.run(&[form, &["--status-addr", &filer]].concat());
+            assert_eq!(code, Some(1), "{said}");
+            assert!(said.contains("is a filer of SeaweedFS and not the status API"), "{said}");
+        }
+    }
+    cluster.filer().delete("/api").unwrap();
 
     let settings = bench.directory.path().join("security.toml");
     fs::write(&settings, "[jwt.signing.read\nkey = ").unwrap();

@@ -147,8 +147,11 @@ impl StatusClient {
             answer.body != TLS_NEEDED,
             "{address} is reached by TLS: write https:// before it (--status-addr)"
         );
+        // Of any version: scripts are given what there is.
+        let is_report = serde_json::from_str(&answer.body)
+            .is_ok_and(|report: serde_json::Value| report["api_version"].is_number());
         ensure!(
-            answer.code == 200,
+            answer.code == 200 && is_report,
             "what answers at {address} is {} and not the status API of a mount (--status-addr, usually port 9650)",
             answer.sender().unwrap_or("an HTTP server")
         );
