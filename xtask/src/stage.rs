@@ -62,23 +62,24 @@ impl Stage {
         let mount = mount.engines(&self.cluster, transport).filer_path(path);
         let mount = mount.arg("--cache-size").arg(format!("{cache_mib}MiB")).args(options);
         let is_said = options.iter().any(|option| option.starts_with("--cache-prefault"));
-        self.mount(match build {
-            Some(program) => mount.program(program),
+        match build {
+            // So that both builds can be mounted at once.
+            Some(program) => self.mount("other-mount", mount.program(program)),
             // Mounts of tests do without.
-            None if !is_said => mount.arg("--cache-prefault=auto"),
-            None => mount,
-        })
+            None if !is_said => self.mount("mount", mount.arg("--cache-prefault=auto")),
+            None => self.mount("mount", mount),
+        }
     }
 
     /// Mounts a directory of the filer with `weed mount`, which may cache so many MiB, and further
     /// `options`.
     pub(crate) fn weed(&mut self, path: &str, cache_mib: u64, options: &[&str]) -> Result<Mount> {
         let mount = Mount::weed(&self.cluster).filer_path(path);
-        self.mount(mount.arg(format!("-cacheCapacityMB={cache_mib}")).args(options))
+        self.mount("mount", mount.arg(format!("-cacheCapacityMB={cache_mib}")).args(options))
     }
 
-    fn mount(&mut self, mount: MountBuilder) -> Result<Mount> {
-        let mount = mount.mount_point(&self.workplace.make("mount")?).start()?;
+    fn mount(&mut self, name: &str, mount: MountBuilder) -> Result<Mount> {
+        let mount = mount.mount_point(&self.workplace.make(name)?).start()?;
         self.workplace.owns(mount.watcher())?;
         interrupt::check()?;
         Ok(mount)

@@ -8,6 +8,7 @@
 
 mod attach;
 mod buffer;
+mod builds;
 mod cold_disk;
 mod data;
 mod disk;
@@ -130,11 +131,15 @@ pub(crate) fn command(options: &BenchOptions) -> Result<()> {
         println!("{:<20}{}", attach::NAME, attach::ABOUT);
         println!("{:<20}{}", ebpf::NAME, ebpf::ABOUT);
         println!("{:<20}{}", watched::NAME, watched::ABOUT);
+        println!("{:<20}{}", builds::NAME, builds::ABOUT);
         println!("{:<20}{}", hit_ratio::NAME, hit_ratio::ABOUT);
         return Ok(());
     }
     if hit_ratio::is_meant(options)? {
         return hit_ratio::run(options);
+    }
+    if is_alone(options, builds::NAME)? {
+        return builds::run(options);
     }
     let alone: [(&str, BenchmarkRun); 3] =
         [(attach::NAME, attach::run), (ebpf::NAME, ebpf::run), (watched::NAME, watched::run)];

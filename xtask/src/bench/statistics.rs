@@ -25,11 +25,18 @@ pub(super) fn quantile(values: &[f64], fraction: f64) -> Option<f64> {
 
 /// The 95 % confidence interval of the median: the sign test, by the normal approximation of the
 /// binomial distribution. `None` for fewer than six values, which give no interval.
-pub(super) fn median_interval(values: &[f64]) -> Option<(f64, f64)> {
+fn median_interval(values: &[f64]) -> Option<(f64, f64)> {
     let sorted = sorted(values);
     let count = sorted.len() as f64;
     let rank = (count / 2.0 - 0.98 * count.sqrt()).floor().max(1.0) as usize;
     (sorted.len() >= 6).then(|| (sorted[rank - 1], sorted[sorted.len() - rank]))
+}
+
+/// The median of the ratios of neighbours, and how well it is known.
+pub(super) fn paired(ratios: &[f64]) -> String {
+    let median = Summary::of(ratios).map_or(f64::NAN, |summary| summary.median);
+    let (low, high) = median_interval(ratios).unwrap_or((f64::NAN, f64::NAN));
+    format!("paired ratio {median:.4}, with 95 % confidence {low:.4} to {high:.4}, of {} pairs", ratios.len())
 }
 
 fn sorted(values: &[f64]) -> Vec<f64> {

@@ -21,7 +21,7 @@ use nix::fcntl::OFlag;
 
 use super::BenchOptions;
 use super::buffer::Buffer;
-use super::statistics::{Summary, median_interval};
+use super::statistics::{Summary, paired};
 use super::verify::{compare, probe};
 use crate::process::cpu_seconds;
 use crate::stage::Stage;
@@ -138,17 +138,13 @@ impl SlicePair {
 fn print_pairs(way: &str, pairs: &[SlicePair]) {
     let of = |value: fn(&SlicePair) -> f64| -> Vec<f64> { pairs.iter().map(value).collect() };
     let median = |values: &[f64]| Summary::of(values).map_or(f64::NAN, |summary| summary.median);
-    let ratios = of(SlicePair::ratio);
-    let (low, high) = median_interval(&ratios).unwrap_or((f64::NAN, f64::NAN));
     println!(
-        "  {way:<20} {:.0} MB/s watched, {:.0} MB/s alone; paired ratio {:.4}, with 95 % confidence {low:.4} to {high:.4}; the daemon's \
-         CPU {:.1} % and {:.1} %; {} pairs",
+        "  {way:<20} {:.0} MB/s watched, {:.0} MB/s alone; {}; the daemon's CPU {:.1} % and {:.1} %",
         median(&of(|pair| pair.watched.rate)) / 1e6,
         median(&of(|pair| pair.alone.rate)) / 1e6,
-        median(&ratios),
+        paired(&of(SlicePair::ratio)),
         median(&of(|pair| pair.watched.cpu)) * 100.0,
         median(&of(|pair| pair.alone.cpu)) * 100.0,
-        pairs.len(),
     );
 }
 

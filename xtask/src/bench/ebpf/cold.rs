@@ -9,7 +9,7 @@ use anyhow::Result;
 
 use super::super::data::LargeFile;
 use super::super::reader;
-use super::super::statistics::{Summary, median_interval};
+use super::super::statistics::{Summary, paired};
 use crate::interrupt;
 use crate::stage::{CACHE_MIB, Stage};
 
@@ -35,14 +35,12 @@ pub(super) fn run(stage: &mut Stage, reps: usize, size: u64) -> Result<()> {
     let [with, without] = &rates;
     let ratios: Vec<f64> = with.iter().zip(without).map(|(with, without)| with / without).collect();
     let median = |values: &[f64]| Summary::of(values).map_or(f64::NAN, |summary| summary.median);
-    let confidence = median_interval(&ratios)
-        .map_or(String::new(), |(low, high)| format!(", with 95 % confidence {low:.3} to {high:.3}"));
     println!(
-        "\ncold sequential pass over {} MiB: {:.0} MB/s with eBPF, {:.0} MB/s without; paired ratio {:.3}{confidence}; {reps} pairs",
+        "\ncold sequential pass over {} MiB: {:.0} MB/s with eBPF, {:.0} MB/s without; {}",
         size >> 20,
         median(with) / 1e6,
         median(without) / 1e6,
-        median(&ratios),
+        paired(&ratios),
     );
     Ok(())
 }
