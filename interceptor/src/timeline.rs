@@ -32,6 +32,10 @@ pub enum StepKind {
     Queue,
     /// Asks a server or the engine beside it.
     Request,
+    /// Opens a connection to a server or engine, within a request.
+    Connect,
+    /// Decompresses or decrypts what came, within a request.
+    Unpack,
     /// Waits before the servers are asked again.
     Backoff,
     /// Reads the mount below an attached path.
@@ -48,6 +52,8 @@ impl StepKind {
             Self::Lookup => "lookup",
             Self::Queue => "queue",
             Self::Request => "request",
+            Self::Connect => "connect",
+            Self::Unpack => "unpack",
             Self::Backoff => "backoff",
             Self::Lower => "lower",
         }

@@ -34,6 +34,7 @@ use crate::seaweed::entry::Chunk;
 use crate::seaweed::volume::{MAX_NEEDLE_OVERHEAD, VolumeError, unpack};
 use crate::telemetry::Source;
 use crate::telemetry::health::{EngineHealth, EngineState, LastError};
+use crate::timeline::{StepKind, Timeline};
 use crate::write_target::WriteTarget;
 
 /// The port at which engines listen by default.
@@ -266,13 +267,15 @@ impl Engine {
         !matches!(request, ReadRequest::Needle { .. })
     }
 
-    /// Does `request`. What its memory has after an error is undefined.
+    /// Does `request`. What its memory has after an error is undefined. How long unpacking takes
+    /// goes to `timeline`.
     pub(super) async fn read(
         &self,
         chunk: &Chunk,
         request: &mut ReadRequest<'_>,
         token: Option<&str>,
         deadline: Instant,
+        timeline: &Timeline,
     ) -> Result<Source, EngineError> {
         // Half of the reader's time is left for the volume server.
         let now = Instant::now();
@@ -282,7 +285,7 @@ impl Engine {
                 self.read_range(chunk, *offset, &mut **dst, token, deadline).await
             }
             ReadRequest::Whole { offset, dst } => {
-                self.read_whole(chunk, *offset, &mut **dst, token, deadline).await
+                self.read_whole(chunk, *offset, &mut **dst, token, deadline, timeline).await
             }
             ReadRequest::Needle { .. } => Err(EngineError::Unsuited("lists are left to the volume server")),
         };
@@ -336,6 +339,7 @@ impl Engine {
         dst: &mut dyn WriteTarget,
         token: Option<&str>,
         deadline: Instant,
+        timeline: &Timeline,
     ) -> Result<Source, EngineError> {
         let target = ReadTarget { fid: chunk.fid, offset: 0, token };
         if !must_fetch_whole(chunk) && dst.length() as u64 == chunk.size {
@@ -364,7 +368,10 @@ impl Engine {
             return Err(EngineError::Unsuited("not all of the needle"));
         }
         stored.truncate(delivered.needle.length as usize);
-        unpack(&mut stored, delivered.needle.flags.is_gzip(), chunk, offset, dst.bytes())?;
+        let unpacking = timeline.begin_at(StepKind::Unpack, self.address());
+        let unpacked = unpack(&mut stored, delivered.needle.flags.is_gzip(), chunk, offset, dst.bytes());
+        unpacking.end_with(&unpacked);
+        unpacked?;
         Ok(source(delivered.transport))
     }
 }

@@ -106,7 +106,7 @@ impl Hedger {
         cx: &FetchContext<'_>,
         request: &mut ReadRequest<'_>,
     ) -> RaceOutcome<'r> {
-        let progress = RequestProgress::default();
+        let progress = RequestProgress::new(cx);
         let Some(second) = second else {
             return RaceOutcome::alone(first, first.read(cx, request, &progress).await);
         };
@@ -124,7 +124,7 @@ impl Hedger {
             cx.metrics.hedge_sent();
             race.hedged = true;
             let mut twin = shape.request(&mut memory);
-            let hedge_progress = RequestProgress::default();
+            let hedge_progress = RequestProgress::new(cx);
             let mut hedging = pin!(second.send(cx, &mut twin, &hedge_progress, cx.deadlines()));
             let (mut first_over, mut second_over) = (false, false);
             while !race.is_over() {

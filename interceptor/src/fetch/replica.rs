@@ -50,10 +50,16 @@ impl FetchContext<'_> {
 }
 
 /// How far a request has come.
-#[derive(Default)]
 pub(super) struct RequestProgress {
     sent: OnceLock<Instant>,
     pub(super) response: ResponseProgress,
+}
+
+impl RequestProgress {
+    /// It was not sent yet.
+    pub(super) fn new(cx: &FetchContext<'_>) -> Self {
+        Self { sent: OnceLock::new(), response: ResponseProgress::of(cx.timeline.clone()) }
+    }
 }
 
 /// A copy of a needle, at a server that can be asked for it.
@@ -187,10 +193,13 @@ impl Replica {
     ) -> Option<Source> {
         let fid = cx.chunk.fid;
         let engine = self.server.engine().filter(|_| Engine::can_read(request))?;
-        let source = engine.source_if_connected().await?;
+        let connecting = cx.timeline.begin_at(StepKind::Connect, engine.address());
+        let source = engine.source_if_connected().await;
+        connecting.end();
+        let source = source?;
         let token = cx.volumes.read_token(fid);
         let asking = cx.timeline.begin_at(StepKind::Request, engine.address());
-        let outcome = engine.read(cx.chunk, request, token.as_deref(), deadline).await;
+        let outcome = engine.read(cx.chunk, request, token.as_deref(), deadline, cx.timeline).await;
         asking.end_request(outcome.as_ref().map_or(source, |used| *used).label(), None, &outcome);
         match outcome {
             Ok(source) => {

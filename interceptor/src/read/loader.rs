@@ -71,6 +71,9 @@ impl LoadedBlock {
     }
 }
 
+/// Said of a block that is fetched past the cache.
+const NOT_KEPT: &str = "the block is not kept: it is too large for the cache, or that has no room";
+
 /// Why a block could not be loaded.
 #[derive(Debug, Clone)]
 pub(super) struct FailedLoad {
@@ -164,7 +167,10 @@ impl BlockLoader {
                     let len = block_plan::span(&object, key.part).1;
                     let waiting = timeline.begin(StepKind::Memory);
                     let writer = loader.cache.reserve(key, len).await;
-                    waiting.end();
+                    match writer.in_arena() {
+                        true => waiting.end(),
+                        false => waiting.end_with(&Err::<(), _>(NOT_KEPT)),
+                    }
                     loader.fetch(&object, key, writer, &priority, timeline).await
                 }
             },

@@ -6,7 +6,7 @@ mod warm;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -290,6 +290,8 @@ fn a_chunk_too_large_for_the_cache_is_fetched_once_for_its_readers() {
     let chunk = |key, offset| Chunk { is_compressed: true, ..needles.chunk(key, offset, size, 1, 0) };
     let file = version(Content::Chunks(Arc::new([chunk(1, 0), chunk(2, size)])), 2 * size);
     let mounted = Mounted::new(needles);
+    let slow_reads = mounted.metrics.slow_reads();
+    slow_reads.set_threshold(Duration::ZERO);
     // Two readers. One is ahead, and comes to the next chunk first.
     for step in 0..(2 * size) >> 17 {
         for at in [step << 17, (step << 17) + (1 << 20)].into_iter().filter(|at| at + (1 << 17) <= 2 * size) {
@@ -299,6 +301,8 @@ fn a_chunk_too_large_for_the_cache_is_fetched_once_for_its_readers() {
         }
     }
     assert_eq!(mounted.needles.fetches.load(Ordering::Relaxed), 2, "one for each chunk");
+    let first = slow_reads.last().pop().unwrap();
+    assert!(first.steps[0].error.as_ref().unwrap().contains("not kept"), "{first:?}");
 }
 
 #[test]

@@ -52,7 +52,8 @@ pub struct AnsweredRead {
 /// What a fetch did for a read.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ReadStep {
-    /// `layout`, `memory`, `disk`, `lookup`, `queue`, `request`, `backoff` or `lower`.
+    /// `layout`, `memory`, `disk`, `lookup`, `queue`, `request`, `connect`, `unpack`, `backoff` or
+    /// `lower`.
     pub step: String,
     /// The server, as `host:port`.
     pub server: Option<String>,

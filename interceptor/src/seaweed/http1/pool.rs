@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::connection::HttpConnection;
 use super::{Deadlines, GetRequest, Head, HttpError, HttpTimeouts, ResponsePhase};
+use crate::timeline::{StepKind, Timeline};
 use crate::vital;
 
 /// The most idle connections that are kept for one server.
@@ -51,11 +52,12 @@ impl HttpClient {
     }
 
     /// Sends a GET request and reads the head of the response, whatever its status. All of the
-    /// response must be read by `deadlines`.
+    /// response must be read by `deadlines`. A connection that is opened goes to `timeline`.
     pub async fn get(
         &self,
         request: &GetRequest<'_>,
         deadlines: impl Into<Deadlines>,
+        timeline: &Timeline,
     ) -> Result<Response, HttpError> {
         let deadlines = deadlines.into();
         let encoded = request.encode()?;
@@ -69,8 +71,10 @@ impl HttpClient {
             }
         }
         let ConnectionPool { tls, timeouts, .. } = &*self.pool;
-        let mut connection =
-            HttpConnection::open(request.authority, tls.as_ref(), timeouts, deadlines).await?;
+        let connecting = timeline.begin_at(StepKind::Connect, request.authority);
+        let opened = HttpConnection::open(request.authority, tls.as_ref(), timeouts, deadlines).await;
+        connecting.end_with(&opened);
+        let mut connection = opened?;
         let head = connection.exchange(&encoded, deadlines).await?;
         Ok(Response::new(head, connection, server))
     }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::seaweed::scripted::{ScriptedServer, Step, answer, send};
+use crate::timeline::{StepKind, Timeline};
 use tokio::time::Instant;
 
 fn client(timeouts: HttpTimeouts) -> HttpClient {
@@ -13,7 +14,13 @@ fn soon() -> Instant {
 }
 
 async fn get(client: &HttpClient, server: &ScriptedServer) -> Result<Response, HttpError> {
-    client.get(&GetRequest { authority: server.address(), target: "/x", fields: &[] }, soon()).await
+    client
+        .get(
+            &GetRequest { authority: server.address(), target: "/x", fields: &[] },
+            soon(),
+            &Timeline::default(),
+        )
+        .await
 }
 
 async fn body(mut response: Response) -> Result<Vec<u8>, HttpError> {
@@ -52,7 +59,7 @@ async fn the_request_is_what_a_server_expects() {
     let server = ScriptedServer::always(send(200, &[], b""));
     let request =
         GetRequest { authority: server.address(), target: "/3,01?a=b", fields: &[("Range", "bytes=0-1")] };
-    client(HttpTimeouts::default()).get(&request, soon()).await.unwrap();
+    client(HttpTimeouts::default()).get(&request, soon(), &Timeline::default()).await.unwrap();
     let expected = format!(
         "GET /3,01?a=b HTTP/1.1\r\nHost: {}\r\nUser-Agent: interceptor/{}\r\nRange: bytes=0-1\r\n\r\n",
         server.address(),
@@ -68,7 +75,10 @@ async fn nothing_can_be_smuggled_into_a_request() {
         [("a:1\r\nX: y", "/", "v"), ("a:1", "/ HTTP/1.1\r\n", "v"), ("a:1", "/", "v\r\nX: y"), ("", "/", "v")]
     {
         let request = GetRequest { authority, target, fields: &[("F", value)] };
-        assert!(matches!(client.get(&request, soon()).await, Err(HttpError::BadRequest)));
+        assert!(matches!(
+            client.get(&request, soon(), &Timeline::default()).await,
+            Err(HttpError::BadRequest)
+        ));
     }
 }
 
@@ -144,7 +154,10 @@ async fn a_server_that_sends_nothing_times_out() {
     let server = ScriptedServer::always(vec![Step::Send(begun), Step::Hold]);
     let request = GetRequest { authority: server.address(), target: "/", fields: &[] };
     let deadline = Instant::now() + Duration::from_millis(50);
-    let outcome = async { body(client(HttpTimeouts::default()).get(&request, deadline).await?).await }.await;
+    let outcome = async {
+        body(client(HttpTimeouts::default()).get(&request, deadline, &Timeline::default()).await?).await
+    }
+    .await;
     assert!(matches!(outcome, Err(HttpError::Deadline)), "{outcome:?}");
 }
 
@@ -155,7 +168,10 @@ async fn a_response_without_end_misses_its_deadline() {
     let server = ScriptedServer::always(vec![Step::Send(head), Step::Repeat(piece)]);
     let request = GetRequest { authority: server.address(), target: "/", fields: &[] };
     let deadline = Instant::now() + Duration::from_millis(50);
-    let outcome = async { body(client(HttpTimeouts::default()).get(&request, deadline).await?).await }.await;
+    let outcome = async {
+        body(client(HttpTimeouts::default()).get(&request, deadline, &Timeline::default()).await?).await
+    }
+    .await;
     assert!(matches!(outcome, Err(HttpError::Deadline)));
 }
 
@@ -195,6 +211,10 @@ async fn a_connection_is_kept_only_after_exactly_one_whole_response() {
 async fn a_closed_port_is_a_failure_to_connect() {
     let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let request = GetRequest { authority: &address, target: "/", fields: &[] };
-    let outcome = client(HttpTimeouts::default()).get(&request, soon()).await;
+    let timeline = Timeline::default();
+    let outcome = client(HttpTimeouts::default()).get(&request, soon(), &timeline).await;
     assert!(matches!(outcome, Err(HttpError::Connect(_))));
+    let step = timeline.steps().remove(0);
+    assert_eq!((step.kind, step.server.as_deref()), (StepKind::Connect, Some(&*address)));
+    assert!(step.error.unwrap().contains("cannot connect"));
 }

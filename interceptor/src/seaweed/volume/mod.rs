@@ -29,6 +29,7 @@ use super::codec::{CodecError, PartlyDecoded};
 use super::entry::Chunk;
 use super::http1::{Deadlines, GetRequest, HttpClient, HttpTimeouts, Response};
 use super::security::Security;
+use crate::timeline::{StepKind, Timeline};
 use body::BodyReader;
 pub use error::{ErrorClass, VolumeError};
 use response::{ContentRange, Redirect, is_gzip};
@@ -76,14 +77,20 @@ impl NeedleEndpoint {
     }
 }
 
-/// When bytes of a response came.
+/// When bytes of a response came, and what else takes time within a request.
 #[derive(Debug, Default)]
 pub struct ResponseProgress {
+    timeline: Timeline,
     first_byte_at: OnceLock<Instant>,
     last_byte_at: Mutex<Option<Instant>>,
 }
 
 impl ResponseProgress {
+    /// Nothing has come yet. What is done for the request, apart from it, goes to `timeline`.
+    pub fn of(timeline: Timeline) -> Self {
+        Self { timeline, ..Self::default() }
+    }
+
     /// When the first byte came of a response that is none of an error; `None` if none has come
     /// yet.
     pub fn first_byte_at(&self) -> Option<Instant> {
@@ -151,7 +158,10 @@ impl VolumeClient {
             let expected = chunk.size.saturating_add(MAX_NEEDLE_OVERHEAD);
             let mut stored = body.gather(expected, max_needle_size(chunk), deadlines.end).await?;
             body.verify()?;
-            return unpack(&mut stored.bytes, gzip, chunk, offset, dst);
+            let unpacking = progress.timeline.begin_at(StepKind::Unpack, endpoint.authority());
+            let unpacked = unpack(&mut stored.bytes, gzip, chunk, offset, dst);
+            unpacking.end_with(&unpacked);
+            return unpacked;
         };
         if total < needed { Err(VolumeError::Length { needed, found: total }) } else { Ok(()) }
     }
@@ -221,7 +231,7 @@ impl VolumeClient {
     /// Whether the server at `endpoint` sends any response by `deadline`.
     pub async fn answers(&self, endpoint: &NeedleEndpoint, deadline: Instant) -> bool {
         let request = GetRequest { authority: endpoint.authority(), target: "/healthz", fields: &[] };
-        self.http.get(&request, deadline).await.is_ok()
+        self.http.get(&request, deadline, &Timeline::default()).await.is_ok()
     }
 
     /// Asks for the needle as it is stored.
@@ -253,12 +263,12 @@ impl VolumeClient {
             std::iter::once(field).chain(token.as_deref().map(|token| ("Authorization", token))).collect();
         let target = endpoint.target(fid);
         let request = GetRequest { authority: endpoint.authority(), target: &target, fields: &fields };
-        let mut response = self.http.get(&request, deadlines).await?;
+        let mut response = self.http.get(&request, deadlines, &progress.timeline).await?;
         if let Some(redirect) = Redirect::of(response.head(), endpoint.authority())? {
             drop(response);
             let request =
                 GetRequest { authority: &redirect.authority, target: &redirect.target, fields: &fields };
-            response = self.http.get(&request, deadlines).await?;
+            response = self.http.get(&request, deadlines, &progress.timeline).await?;
             if Redirect::of(response.head(), &redirect.authority)?.is_some() {
                 return Err(VolumeError::Protocol("redirected more than once".to_owned()));
             }

@@ -168,6 +168,21 @@ async fn encrypted_needles_need_the_right_key() {
 }
 
 #[tokio::test]
+async fn what_cannot_be_unpacked_is_a_step_of_its_own() {
+    let stored = encrypt(&[7; 32], &data(5000));
+    let server = ScriptedServer::always(send(200, &[("ETag", &etag(&stored))], &stored));
+    let endpoint = NeedleEndpoint::Volume(server.address().to_owned());
+    let chunk = Chunk { cipher_key: Some(Box::new([8; 32])), ..chunk(5000) };
+    let timeline = Timeline::default();
+    let (mut dst, progress) = (vec![0; 5000], ResponseProgress::of(timeline.clone()));
+    let read = volumes().read_whole(&endpoint, &chunk, 0, &mut dst, deadline(), &progress).await;
+    assert!(matches!(read, Err(VolumeError::Codec(CodecError::Decrypt))));
+    let last = timeline.steps().pop().unwrap();
+    assert_eq!((last.kind, last.server.as_deref()), (StepKind::Unpack, Some(server.address())));
+    assert!(last.error.is_some());
+}
+
+#[tokio::test]
 async fn a_manifest_is_read_whole_whatever_the_size_of_its_chunk() {
     let data = data(5000);
     let stored = gzip(&data);
