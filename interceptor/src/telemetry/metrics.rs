@@ -394,7 +394,8 @@ impl Metrics {
         self.window_samples.lock().take(now, sample);
     }
 
-    /// The reads within each of [`WINDOWS`] until `now`, when `totals` and `kernel` were taken.
+    /// The reads within each of [`WINDOWS`] until `now`, when `totals` and `kernel` were taken, and
+    /// those that wait now.
     pub fn window_reads(
         &self,
         now: Instant,
@@ -403,13 +404,21 @@ impl Metrics {
     ) -> [(&'static str, WindowReads); WINDOWS.len()] {
         let sample = ReadSample::new(totals, kernel);
         let window_samples = self.window_samples.lock();
-        WINDOWS.map(|(name, window)| (name, window_samples.reads(now, &sample, window)))
+        // What waits for a server that hangs would come to the windows too late.
+        let waiting = self.slow_reads.waits();
+        WINDOWS.map(|(name, window)| {
+            let mut reads = window_samples.reads(now, &sample, window);
+            reads.waits.merge(&waiting);
+            (name, reads)
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arrival::Arrival;
+    use crate::telemetry::answered_read::ReadTarget;
 
     #[test]
     fn totals_are_the_sums_of_all_counts() {
@@ -462,6 +471,22 @@ mod tests {
         let windows = metrics.window_reads(now + WINDOWS[0].1, &metrics.totals(), None);
         let ratios = windows.map(|(window, reads)| (window, reads.hit_ratios.cache));
         assert_eq!(ratios, [("1m", Some(1.0)), ("10m", Some(0.5))]);
+    }
+
+    #[test]
+    fn a_window_has_the_reads_that_wait_now() {
+        let metrics = Metrics::new();
+        metrics.read(Source::Cache, 100, Duration::ZERO);
+        let target = ReadTarget { path: "/file", offset: 0, len: 1, caller: 0 };
+        let arrival = Arrival::at(tokio::time::Instant::now() - Duration::from_secs(2));
+        let waiting = metrics.slow_reads().begin(target, arrival);
+        let longest = || {
+            let windows = metrics.window_reads(Instant::now(), &metrics.totals(), None);
+            windows.map(|(_, reads)| (reads.waits.count(), reads.waits.nanos >= 2_000_000_000))
+        };
+        assert_eq!(longest(), [(2, true); 2]);
+        drop(waiting);
+        assert_eq!(longest(), [(1, false); 2]);
     }
 
     #[test]

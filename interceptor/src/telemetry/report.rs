@@ -79,7 +79,7 @@ pub struct StatusReport {
     #[serde(default)]
     pub hit_ratios: BTreeMap<String, HitRatios>,
     /// Reads that reached the daemon within each window, of all sources and failed ones included,
-    /// with the time that applications waited for them.
+    /// with the time that applications waited for them; for those that still wait, until now.
     #[serde(default)]
     pub read_waits: BTreeMap<String, FlowReport>,
     /// Bytes that applications have read, without those that were fetched from servers or from the

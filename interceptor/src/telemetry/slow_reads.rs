@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use super::answered_read::{AnsweredRead, ReadTarget, StepList};
 use super::log_limit::LogLimit;
 use super::read_followers::ReadFollowers;
+use super::shard::{FlowCounter, FlowTotal};
 use crate::arrival::Arrival;
 use crate::timeline::Timeline;
 
@@ -126,6 +127,17 @@ impl SlowReads {
             oldest_seconds: oldest.map_or(0.0, |((begun, _), _)| begun.elapsed().as_secs_f64()),
             oldest_path: oldest.map(|(_, path)| path.to_string()),
         }
+    }
+
+    /// The reads that wait now, with the time for which they have waited so far.
+    pub(super) fn waits(&self) -> FlowTotal {
+        let counter = FlowCounter::default();
+        for (begun, _) in self.waiting.lock().reads.keys() {
+            counter.add(0, begun.elapsed());
+        }
+        let mut total = FlowTotal::default();
+        total.add(&counter);
+        total
     }
 
     fn keep(&self, read: AnsweredRead) {

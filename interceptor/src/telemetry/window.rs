@@ -46,7 +46,7 @@ impl ReadSample {
 pub struct WindowReads {
     /// Their hit ratios.
     pub hit_ratios: HitRatios,
-    /// Those that reached the daemon, with the time until their answer.
+    /// Those that reached the daemon, with the time until their answer, or until now.
     pub waits: FlowTotal,
     /// How many of these failed.
     pub failed: u64,

@@ -18,7 +18,7 @@ const ENTRIES: [(&str, &str); 20] = [
     ("hit ratio", "share of the bytes read that came from this host's memory"),
     ("read", "bytes per second that applications read now"),
     ("p50, p99", "half, or 99 of 100, took no longer (reads: to a factor of two)"),
-    ("p99 wait", "p99 of reads that the mount answered in the last minute"),
+    ("p99 wait", "p99 of what reads of the last minute waited, or wait so far"),
     ("origin saved", "bytes read minus bytes fetched from servers, since the start"),
     ("", ""),
     ("page cache", "the kernel's memory; it answers without asking the mount"),

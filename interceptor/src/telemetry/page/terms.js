@@ -16,7 +16,7 @@ const TERMS = {
   overall: ["overall", "Of all bytes that applications read, those that were in this host's memory in whichever way.", 'interceptor_hit_ratio{layer="overall"}'],
   hit_ratio: ["From memory, last minute", "Of all bytes that applications read, those that were in this host's memory: page cache, resident files and registered cache. Where eBPF sees nothing, of the bytes that the daemon was asked for.", 'interceptor_hit_ratio{layer="overall",window="1m"}'],
   rate: ["Read now", "Bytes per second that applications read, wherever they come from.", "interceptor_read_bytes_total"],
-  wait: ["Longest waits, last minute", "99 % of the reads that reached the daemon were answered within this time (p99); exact to a factor of two. Reads that the kernel answers by itself do not wait.", 'interceptor_read_wait_seconds{percentile="99",window="1m"}'],
+  wait: ["Longest waits, last minute", "99 % of the reads that reached the daemon were answered within this time, or have waited for no longer (p99); exact to a factor of two. Reads that the kernel answers by itself do not wait.", 'interceptor_read_wait_seconds{percentile="99",window="1m"}'],
   bytes_saved: ["Spared the cluster", "Bytes that applications have read, without those that were fetched from servers. Below zero where more was read ahead than used.", "interceptor_origin_saved_bytes"],
   engine: ["engine", "rdma-engine, a program beside a volume server that reads its files and sends them by RDMA or TCP. Without one, bytes come over HTTP."],
   silent: ["silent", "It has sent nothing for at least a second while reads waited for it."],
