@@ -51,6 +51,12 @@ fn is_printed(mount: &Mount, text: &str) {
     eventually(text, TIMEOUT, first_line).unwrap_or_else(|error| panic!("{error}: {}", printed(mount)));
 }
 
+/// The row that `interceptor status` prints of a volume server.
+fn row_of(mount: &Mount, address: &str) -> Option<String> {
+    let name = format!("volume server {address}");
+    printed(mount).lines().find(|line| line.starts_with(&name)).map(str::to_owned)
+}
+
 /// The dashboard in a browser, if this machine has one.
 struct Dashboard(Option<Browser>);
 
@@ -75,6 +81,13 @@ impl Dashboard {
             let shown = browser.value("document.getElementById('glance').textContent").unwrap();
             panic!("{error}; the page says {shown}");
         });
+    }
+
+    /// Waits until the element of this id has the text.
+    fn shows(&mut self, id: &str, text: &str) {
+        let Some(browser) = &mut self.0 else { return };
+        let has = format!("document.getElementById('{id}').textContent.includes({})", Value::from(text));
+        browser.wait_until(&has, TIMEOUT).unwrap();
     }
 
     /// Checks the page as it is with axe-core, if `cargo xtask test` has brought that.
@@ -154,7 +167,12 @@ fn a_slow_server_and_then_a_silent_one_is_named() {
         assert_eq!(finding["severity"], "degraded");
         assert!(finding["advice"].as_str().unwrap().contains("those of others"), "{finding}");
         dashboard.says(&slow, "");
+        dashboard.shows("health-table", "slow");
         is_printed(&mount, &slow);
+        eventually("its row", TIMEOUT, || row_of(&mount, &address)?.contains("SLOW").then_some(())).unwrap();
+        let line = "a volume server is much slower than the others";
+        let is_named = |log: String| log.lines().any(|l| l.contains(line) && l.contains(&address));
+        eventually(line, TIMEOUT, || is_named(mount.log().ok()?).then_some(())).unwrap();
 
         culprit.set(Fault::StallAfter(0));
         // What fails is not kept: those of the silent server are cold again and again.
@@ -192,13 +210,18 @@ fn an_engine_that_refuses_without_tls_is_named() {
     let named = format!("--engine={}={}", server.address(), engine.address());
     let mount = Mount::builder(&cluster).arg(&named).start().unwrap();
     data::assert_same("/file", &fs::read(mount.file("/file")).unwrap(), &content(1));
-    let sentence = format!("engine {} is there and not used", engine.address());
+    let (engine, server) = (engine.address(), server.address());
+    let sentence = format!("engine {engine} beside volume server {server} is there and not used");
     let finding = verdict_with(&mount, &sentence);
     assert_eq!(finding["severity"], "degraded");
-    assert!(finding["advice"].as_str().unwrap().contains("the engine asks for TLS"), "{finding}");
-    assert!(printed(&mount).contains(&sentence), "{}", printed(&mount));
+    let advice = finding["advice"].as_str().unwrap();
+    let remedy = "the engine asks for TLS; give this host the certificates of [grpc] and [grpc.client]";
+    assert!(advice.contains(remedy), "{finding}");
+    let printed = printed(&mount);
+    assert!(printed.split_whitespace().collect::<Vec<_>>().join(" ").contains(&sentence), "{printed}");
+    assert!(printed.contains(&format!("engine of {server}")), "{printed}");
     let log = mount.log().unwrap();
-    assert!(log.contains("an engine is not asked") && log.contains("asks for TLS"), "{log}");
+    assert!(log.contains("an engine is not asked") && log.contains(remedy), "{log}");
 }
 
 /// What is read again and again is four times as large as the cache. Each file is read by one call.

@@ -82,10 +82,11 @@ pub(super) fn severity_word(severity: Severity) -> &'static str {
 
 /// Whether a volume server works, and from which source its bytes come.
 pub(super) fn server_state(server: &VolumeServerHealth) -> String {
-    match (server.keeps_readers_waiting, server.is_silent) {
-        (true, _) => "READERS WAIT".to_owned(),
-        (false, true) => "SILENT".to_owned(),
-        (false, false) => format!("by {}", server.source),
+    match server {
+        VolumeServerHealth { keeps_readers_waiting: true, .. } => "READERS WAIT".to_owned(),
+        VolumeServerHealth { is_silent: true, .. } => "SILENT".to_owned(),
+        VolumeServerHealth { slow: Some(_), source, .. } => format!("SLOW, by {source}"),
+        VolumeServerHealth { source, .. } => format!("by {source}"),
     }
 }
 

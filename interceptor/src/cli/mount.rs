@@ -14,6 +14,7 @@
 pub(super) mod disk;
 pub(super) mod health;
 mod memory_pressure;
+mod slow_servers;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -478,6 +479,7 @@ pub(super) fn reader(
     };
     let fetcher = Fetcher::new(Arc::new(filer.clone()), security, metrics.clone(), fetching);
     metrics.set_volume_servers(Box::new(fetcher.health()));
+    tokio::spawn(slow_servers::log_slow_servers(metrics.clone()));
     let cluster = Arc::new(ClusterOrigin::new(fetcher, filer.clone()));
     Ok(Reader::with_disk(cache, disk, cluster, metrics.clone(), Handle::current()))
 }

@@ -56,7 +56,7 @@ mod tests {
 
     use super::*;
     use crate::telemetry::access::ApiSecrets;
-    use crate::telemetry::health::{EngineHealth, EngineState, RecentLatency, VolumeServerHealth};
+    use crate::telemetry::health::{EngineHealth, EngineState, RecentLatency, Slowness, VolumeServerHealth};
     use crate::telemetry::report::{LostAbility, Verdict};
     use crate::telemetry::server::StatusServer;
     use crate::telemetry::status::MountIdentity;
@@ -148,6 +148,8 @@ mod tests {
         let widest = text.lines().map(|line| line.chars().count()).max().unwrap();
         assert!(widest <= 80, "{widest} columns:\n{text}");
         assert!(text.contains("and 12 more: --all"), "{text}");
+        let first = text.lines().find(|line| line.starts_with("volume server")).unwrap();
+        assert!(first.contains("10.0.0.1:8080") && first.contains("SLOW, by verbs"), "{text}");
         let all = Summary { report: &report, readiness: None, shows_all: true }.to_string();
         let healthy = text.lines().count() - 5;
         assert!(healthy <= 24, "{healthy} lines with one volume server and its engine:\n{text}");
@@ -157,17 +159,18 @@ mod tests {
     fn volume_server(number: u8) -> VolumeServerHealth {
         VolumeServerHealth {
             address: format!("10.0.0.{number}:8080"),
-            source: "tcp".into(),
+            source: "verbs".into(),
             is_silent: false,
             keeps_readers_waiting: false,
             requests: 3,
             waiting: 0,
             latency: Some(RecentLatency { requests: 384, p50_seconds: 0.012, p99_seconds: 0.04 }),
+            slow: (number == 1).then_some(Slowness { p50_seconds: 0.04, usual_p50_seconds: 0.001 }),
             last_error: None,
             engine: Some(EngineHealth {
                 address: format!("10.0.0.{number}:18515"),
                 state: EngineState::Connected,
-                source: Some("tcp".into()),
+                source: Some("verbs".into()),
                 distrust: None,
                 last_error: None,
             }),

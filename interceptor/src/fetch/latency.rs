@@ -18,8 +18,10 @@ const MAX_SAMPLES: usize = 128;
 const MIN_SAMPLES: usize = 20;
 /// After how many new latencies the percentile is computed again.
 const RECOMPUTE_INTERVAL: usize = 16;
+/// Into how many classes requests are divided by their size.
+pub(super) const SIZE_CLASSES: usize = 3;
 /// The largest requests of each size class but the last, in bytes.
-const SIZE_CLASS_LIMITS: [u64; 2] = [64 << 10, 1 << 20];
+const SIZE_CLASS_LIMITS: [u64; SIZE_CLASSES - 1] = [64 << 10, 1 << 20];
 /// No request is late before this: a hedge would gain too little, and most such delays are this
 /// host's own.
 const MIN_HEDGE_DELAY: Duration = Duration::from_millis(10);
@@ -29,11 +31,17 @@ const MAX_HEDGE_DELAY: Duration = Duration::from_secs(1);
 const DEFAULT_HEDGE_DELAY: Duration = Duration::from_millis(100);
 /// Latencies older than this say nothing of how the server does now.
 const RECENT_WINDOW: Duration = Duration::from_secs(60);
+/// The last answers, of which the median says how a server does at present, and how many it takes.
+const MAX_JUDGED: usize = 16;
+const MIN_JUDGED: usize = 8;
+
+/// The medians of a server's last answers, by size class; `None` where there are too few.
+pub(super) type RecentMedians = [Option<Duration>; SIZE_CLASSES];
 
 /// The latencies of one server, from a request to the first byte of its response.
 #[derive(Debug, Default)]
 pub(super) struct LatencyTracker {
-    classes: [LatencyWindow; SIZE_CLASS_LIMITS.len() + 1],
+    classes: [LatencyWindow; SIZE_CLASSES],
 }
 
 #[derive(Debug, Default)]
@@ -71,9 +79,30 @@ impl LatencyTracker {
             p99_seconds: percentile(99)?.as_secs_f64(),
         })
     }
+
+    /// The medians of the last answers within the last minute before `now`.
+    pub(super) fn recent_medians(&self, now: Instant) -> RecentMedians {
+        self.classes.each_ref().map(|class| class.recent_median(now))
+    }
 }
 
 impl LatencyWindow {
+    /// The median of the last samples, of the last minute before `now`; `None` if they are few.
+    fn recent_median(&self, now: Instant) -> Option<Duration> {
+        // The latest is the one before the place of the next.
+        let latest_first = (1..=self.samples.len()).map(|back| {
+            let place = (self.count - back) % MAX_SAMPLES;
+            self.samples[place]
+        });
+        let recent = latest_first.take_while(|(at, _)| now.saturating_duration_since(*at) < RECENT_WINDOW);
+        let mut latencies: Vec<Duration> = recent.take(MAX_JUDGED).map(|(_, latency)| latency).collect();
+        if latencies.len() < MIN_JUDGED {
+            return None;
+        }
+        let middle = latencies.len() / 2;
+        Some(*latencies.select_nth_unstable(middle).1)
+    }
+
     fn record(&mut self, time: Duration) {
         let sample = (Instant::now(), time);
         if self.samples.len() < MAX_SAMPLES {
@@ -113,6 +142,24 @@ mod tests {
 
     const fn ms(ms: u64) -> Duration {
         Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn a_server_that_turns_slow_is_judged_by_its_last_answers() {
+        let mut latency = LatencyTracker::default();
+        for _ in 1..MIN_JUDGED {
+            latency.record(1, ms(1));
+        }
+        assert_eq!(latency.recent_medians(Instant::now()), [None; SIZE_CLASSES]);
+        for _ in 0..MAX_SAMPLES {
+            latency.record(1, ms(1));
+        }
+        assert_eq!(latency.recent_medians(Instant::now()), [Some(ms(1)), None, None]);
+        for _ in 0..MAX_JUDGED / 2 {
+            latency.record(1, ms(500));
+        }
+        assert_eq!(latency.recent_medians(Instant::now())[0], Some(ms(500)));
+        assert_eq!(latency.recent_medians(Instant::now() + RECENT_WINDOW)[0], None);
     }
 
     #[test]

@@ -37,6 +37,7 @@ mod read_request;
 mod replica;
 mod replicas;
 mod servers;
+mod slowness;
 
 use std::sync::Arc;
 use std::time::Duration;

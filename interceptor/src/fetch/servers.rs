@@ -11,7 +11,8 @@ use tokio::time::Instant;
 
 use super::engine::{Engine, EngineConfig};
 use super::gate::{Gate, Load};
-use super::latency::LatencyTracker;
+use super::latency::{LatencyTracker, RecentMedians};
+use super::slowness;
 use crate::seaweed::volume::NeedleEndpoint;
 use crate::telemetry::Source;
 use crate::telemetry::health::{LastError, VolumeServerHealth};
@@ -180,7 +181,12 @@ impl ServerState {
         last_response.is_none_or(|at| at <= since).then_some(since)
     }
 
-    /// How it does, for the status API.
+    /// Whether it seems to have stopped.
+    fn is_silent(&self) -> bool {
+        self.has_stopped() || self.is_unresponsive()
+    }
+
+    /// How it does by itself, for the status API.
     fn health(&self, address: &str) -> VolumeServerHealth {
         let (requests, waiting) = self.gate.load();
         let engine = self.engine.as_ref().map(|engine| engine.health());
@@ -188,11 +194,12 @@ impl ServerState {
         VolumeServerHealth {
             address: address.to_owned(),
             source: from_engine.unwrap_or_else(|| Source::Http.label().to_owned()),
-            is_silent: self.has_stopped() || self.is_unresponsive(),
+            is_silent: self.is_silent(),
             keeps_readers_waiting: self.is_unresponsive(),
             requests,
             waiting,
             latency: self.latency.lock().recent(Instant::now()),
+            slow: None,
             last_error: self.last_error.latest(),
             engine,
         }
@@ -243,6 +250,18 @@ impl ServerRegistry {
         let mut servers: Vec<(Box<str>, Arc<ServerState>)> =
             self.servers.lock().iter().map(|(address, server)| (address.clone(), server.clone())).collect();
         servers.sort_by(|(a, _), (b, _)| a.cmp(b));
-        servers.iter().map(|(address, server)| server.health(address)).collect()
+        let now = Instant::now();
+        // The last answers of a server that is silent say nothing of it.
+        let medians = |server: &ServerState| match server.is_silent() {
+            true => RecentMedians::default(),
+            false => server.latency.lock().recent_medians(now),
+        };
+        let medians: Vec<_> = servers.iter().map(|(_, server)| medians(server)).collect();
+        let slow = slowness::compare(&medians);
+        let health = |((address, server), slow): (&(Box<str>, Arc<ServerState>), _)| VolumeServerHealth {
+            slow,
+            ..server.health(address)
+        };
+        servers.iter().zip(slow).map(health).collect()
     }
 }

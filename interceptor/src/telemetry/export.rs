@@ -130,6 +130,12 @@ fn volume_servers(out: &mut Exposition, servers: &[VolumeServerHealth]) {
     }
     out.family("interceptor_volume_servers_silent", "gauge", "Of these, those that seem to have stopped.")
         .sample(&[], count(&|server| server.is_silent));
+    out.family(
+        "interceptor_volume_servers_slow",
+        "gauge",
+        "Of these, those that take at least four times as long to begin an answer as the others.",
+    )
+    .sample(&[], count(&|server| server.slow.is_some()));
     out.family("interceptor_engines", "gauge", "Engines that may be asked, by whether they are there.");
     for state in EngineState::ALL {
         let is = |server: &VolumeServerHealth| server.engine.as_ref().is_some_and(|e| e.state == state);

@@ -55,6 +55,9 @@ pub struct VolumeServerHealth {
     /// How fast it was within the last minute; `null` if it was not asked.
     #[serde(default)]
     pub latency: Option<RecentLatency>,
+    /// How much slower it is than the others; `null` if it is not, or too little is known.
+    #[serde(default)]
+    pub slow: Option<Slowness>,
     /// The last failure, if there was one.
     pub last_error: Option<ErrorRecord>,
     /// The engine beside it; `null` if no engine may be used.
@@ -71,6 +74,15 @@ pub struct RecentLatency {
     pub p50_seconds: f64,
     /// 99 % of them took no longer than this, seconds.
     pub p99_seconds: f64,
+}
+
+/// How much slower than the others a server is, by its last answers to requests of like sizes.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Slowness {
+    /// Half of its answers took this long or longer to begin, seconds.
+    pub p50_seconds: f64,
+    /// The same of a server of usual speed.
+    pub usual_p50_seconds: f64,
 }
 
 /// An engine beside a volume server.

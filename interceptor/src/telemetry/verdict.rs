@@ -3,12 +3,12 @@
 //! Dashboard, `interceptor status` and `interceptor top` begin with it. It is derived from the rest
 //! of the status document, so it never contradicts the figures below it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use daemon::size::ByteSize;
 
-use super::health::{EngineState, RecentLatency};
+use super::health::{EngineHealth, EngineState, Slowness};
 use super::report::{Severity, StatusReport, Verdict, VerdictFinding};
 use super::slow_reads::MAX_KEPT;
 
@@ -20,13 +20,6 @@ const RECENT_SECONDS: f64 = 60.0;
 const MIN_CACHE_GAIN: f64 = 0.2;
 /// A cache is large enough if a larger one would bring no more than this.
 const MAX_MISSED_GAIN: f64 = 0.01;
-/// A volume server that takes longer than this for half of its answers may be called slow: a disk
-/// that seeks takes less.
-const MIN_SLOW_SECONDS: f64 = 0.03;
-/// How many times slower than the others it is then.
-const SLOW_FACTOR: f64 = 4.0;
-/// Recent requests to a server without which it is not judged.
-const MIN_REQUESTS: u64 = 8;
 /// Sampled reads without which no cache is recommended.
 const MIN_SAMPLED_READS: u64 = 1000;
 
@@ -66,8 +59,6 @@ fn verdict_at(report: &StatusReport, now: f64) -> Verdict {
 }
 
 fn servers(report: &StatusReport, add: &mut impl FnMut(Severity, String, &str)) {
-    // Several volume servers may share one.
-    let mut engines = BTreeSet::new();
     for server in &report.health.volume_servers {
         let address = &server.address;
         let asked = server.engine.as_ref().filter(|engine| engine.state == EngineState::Connected);
@@ -90,30 +81,20 @@ fn servers(report: &StatusReport, add: &mut impl FnMut(Severity, String, &str)) 
                 "Other servers are asked first; look whether it runs.",
             );
         }
-        let Some(engine) = &server.engine else { continue };
-        if !engines.insert(&engine.address) {
-            continue;
-        }
-        match engine.state {
-            EngineState::Lost => add(
+        if let Some(Slowness { p50_seconds, usual_p50_seconds }) = server.slow {
+            let most = server.latency.map_or(p50_seconds, |latency| latency.p99_seconds.max(p50_seconds));
+            let [half, most, usual] = [p50_seconds, most, usual_p50_seconds].map(Duration::from_secs_f64);
+            add(
                 Severity::Degraded,
-                format!("engine {} is lost", engine.address),
-                "Its bytes come over HTTP until it answers again; look whether rdma-engine runs there.",
-            ),
-            EngineState::Unproved => {
-                let why = engine.distrust.as_deref().unwrap_or("trust is missing");
-                add(
-                    Severity::Degraded,
-                    format!("engine {} is there and not used", engine.address),
-                    &format!(
-                        "Its bytes come over HTTP until both sides have the same key or certificates: {why}."
-                    ),
-                );
-            }
-            EngineState::Connected | EngineState::Absent => {}
+                format!("volume server {address} is slow: p99 {most:.0?}"),
+                &format!(
+                    "Half of its answers take {half:.0?} or more to begin, those of others {usual:.1?}; look at its \
+                     load, its disks and the network to it."
+                ),
+            );
         }
     }
-    slow_servers(report, add);
+    engines(report, add);
     let filers = &report.health.filers;
     if !filers.is_empty() && filers.iter().all(|filer| filer.is_silent) {
         let addresses: Vec<_> = filers.iter().map(|filer| filer.address.as_str()).collect();
@@ -148,28 +129,36 @@ fn servers(report: &StatusReport, add: &mut impl FnMut(Severity, String, &str)) 
     }
 }
 
-/// Names volume servers that are much slower than the others. With a single one, reads that were
-/// slow tell of it.
-fn slow_servers(report: &StatusReport, add: &mut impl FnMut(Severity, String, &str)) {
-    let servers = report.health.volume_servers.iter().filter(|server| !server.is_silent);
-    let mut known: Vec<(&str, RecentLatency)> = servers
-        .filter_map(|server| Some((server.address.as_str(), server.latency?)))
-        .filter(|(_, latency)| latency.requests >= MIN_REQUESTS)
-        .collect();
-    known.sort_by(|a, b| a.1.p50_seconds.total_cmp(&b.1.p50_seconds));
-    let Some((_, usual)) = known.get(known.len().saturating_sub(1) / 2).copied() else { return };
-    for (address, RecentLatency { p50_seconds, p99_seconds, .. }) in known {
-        if p50_seconds >= MIN_SLOW_SECONDS && p50_seconds >= SLOW_FACTOR * usual.p50_seconds {
-            let [half, most, usual] =
-                [p50_seconds, p99_seconds, usual.p50_seconds].map(Duration::from_secs_f64);
-            add(
+/// Names engines that were there, or are there and not used.
+fn engines(report: &StatusReport, add: &mut impl FnMut(Severity, String, &str)) {
+    // Several volume servers may share one.
+    let mut engines: BTreeMap<&str, (&EngineHealth, Vec<&str>)> = BTreeMap::new();
+    for server in &report.health.volume_servers {
+        if let Some(engine) = &server.engine {
+            let (_, servers) = engines.entry(&engine.address).or_insert((engine, Vec::new()));
+            servers.push(&server.address);
+        }
+    }
+    for (address, (engine, servers)) in engines {
+        let engine_text = match servers[..] {
+            [server] => format!("engine {address} beside volume server {server}"),
+            _ => format!("engine {address} beside {} volume servers", servers.len()),
+        };
+        match engine.state {
+            EngineState::Lost => add(
                 Severity::Degraded,
-                format!("volume server {address} is slow: p99 {most:.0?}"),
-                &format!(
-                    "Half of its answers take {half:.0?} or more to begin, those of others {usual:.1?}; look at its \
-                     load, its disks and the network to it."
-                ),
-            );
+                format!("{engine_text} is lost"),
+                "Its bytes come over HTTP until it answers again; look whether rdma-engine runs there.",
+            ),
+            EngineState::Unproved => {
+                let why = engine.distrust.as_deref().unwrap_or("trust is missing");
+                add(
+                    Severity::Degraded,
+                    format!("{engine_text} is there and not used"),
+                    &format!("Its bytes come over HTTP: {why}."),
+                );
+            }
+            EngineState::Connected | EngineState::Absent => {}
         }
     }
 }
@@ -246,7 +235,7 @@ fn cache(report: &StatusReport, add: &mut impl FnMut(Severity, String, &str)) {
 mod tests {
     use super::*;
     use crate::telemetry::answered_read::{AnsweredRead, ReadStep};
-    use crate::telemetry::health::{EngineHealth, FilerHealth, VolumeServerHealth};
+    use crate::telemetry::health::{FilerHealth, RecentLatency, VolumeServerHealth};
     use crate::telemetry::metrics::CacheUsage;
     use crate::telemetry::slow_reads::WaitingReads;
     use crate::telemetry::status::tests::some_status;
@@ -269,6 +258,7 @@ mod tests {
             requests: 0,
             waiting: 0,
             latency: None,
+            slow: None,
             last_error: None,
             engine: None,
         }
@@ -351,7 +341,7 @@ mod tests {
                 server.engine.as_mut().unwrap().state = EngineState::Lost;
             }
         });
-        assert!(text.ends_with("; engine e:1 is lost"), "{text}");
+        assert!(text.ends_with("; engine e:1 beside 2 volume servers is lost"), "{text}");
     }
 
     #[test]
@@ -377,27 +367,25 @@ mod tests {
 
     #[test]
     fn a_server_much_slower_than_the_others_is_named() {
-        let with = |medians: &[f64], requests| {
-            let server = |(index, p50_seconds): (usize, &f64)| VolumeServerHealth {
-                latency: Some(RecentLatency { requests, p50_seconds: *p50_seconds, p99_seconds: 0.3 }),
-                ..server(["a:1", "b:1", "c:1"][index])
+        let with = |p99_seconds| {
+            let slow = VolumeServerHealth {
+                latency: Some(RecentLatency { requests: 20, p50_seconds: 0.002, p99_seconds }),
+                slow: Some(Slowness { p50_seconds: 0.2, usual_p50_seconds: 0.002 }),
+                ..server("b:1")
             };
-            let servers: Vec<_> = medians.iter().enumerate().map(server).collect();
-            verdict(|report| report.health.volume_servers = servers)
+            let mut report = healthy();
+            report.health.volume_servers = vec![server("a:1"), slow];
+            verdict_at(&report, NOW)
         };
-        let (severity, text) = with(&[0.002, 0.2, 0.003], 20);
+        let Verdict { severity, text, findings } = with(0.3);
         assert_eq!(severity, Severity::Degraded);
         assert!(text.ends_with("; volume server b:1 is slow: p99 300ms"), "{text}");
-        assert!(with(&[0.2, 0.002], 20).1.contains("volume server a:1 is slow"));
-        for (medians, requests) in [
-            (&[0.002, 0.2, 0.003][..], MIN_REQUESTS - 1),
-            (&[0.2, 0.2, 0.2], 20),
-            (&[0.0001, 0.002, 0.0001], 20),
-            (&[0.2], 20),
-            (&[], 20),
-        ] {
-            assert_eq!(with(medians, requests).0, Severity::Good, "{medians:?}");
-        }
+        let advice = &findings[0].advice;
+        assert!(
+            advice.starts_with("Half of its answers take 200ms or more to begin, those of others 2.0ms;")
+        );
+        // It has turned slow only now.
+        assert!(with(0.003).text.ends_with("; volume server b:1 is slow: p99 200ms"));
     }
 
     #[test]
@@ -415,8 +403,11 @@ mod tests {
                     vec![VolumeServerHealth { engine: Some(engine(state)), ..server("a:1") }];
             }
         };
-        assert!(verdict(with_engine(EngineState::Lost)).1.contains("engine e:1 is lost"));
-        assert!(verdict(with_engine(EngineState::Unproved)).1.contains("engine e:1 is there and not used"));
+        assert!(
+            verdict(with_engine(EngineState::Lost)).1.contains("engine e:1 beside volume server a:1 is lost")
+        );
+        let unproved = verdict(with_engine(EngineState::Unproved)).1;
+        assert!(unproved.contains("engine e:1 beside volume server a:1 is there and not used"), "{unproved}");
         for state in [EngineState::Absent, EngineState::Connected] {
             assert_eq!(verdict(with_engine(state)).0, Severity::Good);
         }

@@ -16,10 +16,7 @@ pub enum ReadError {
     #[error("no connection: {0}")]
     Lost(String),
     /// The engine has not proved that it is the volume server's, so it is not asked for anything.
-    #[error(
-        "not trusted: {0}; give it and its clients one security.toml with jwt.signing.key or [grpc] \
-         certificates, or name it with --engine"
-    )]
+    #[error("not trusted: {0}")]
     Unproved(String),
     /// The engine and this host do not agree on TLS: one of them does not speak it, or does not
     /// accept the other's certificate.
@@ -35,14 +32,25 @@ pub enum ReadError {
 }
 
 impl ReadError {
-    /// Whether the engine is there, and one side does not trust the other: that ends only when a
-    /// configuration changes.
-    pub fn is_distrust(&self) -> bool {
-        let is_about_tls = |refusal: &Refusal| matches!(refusal, Refusal::TlsNeeded | Refusal::NoTls);
+    /// What to configure if the engine is there, and one side does not trust the other; `None`
+    /// otherwise.
+    pub fn remedy(&self) -> Option<&'static str> {
         match self {
-            Self::Unproved(_) | Self::Tls(_) => true,
-            Self::Refused(refusal) => is_about_tls(refusal),
-            _ => false,
+            Self::Unproved(_) => Some(
+                "give it and its clients one security.toml with jwt.signing.key or [grpc] certificates, or name \
+                 it with --engine",
+            ),
+            Self::Refused(Refusal::TlsNeeded) => {
+                Some("give this host the certificates of [grpc] and [grpc.client] in security.toml")
+            }
+            Self::Refused(Refusal::NoTls) => {
+                Some("give the engine the certificates of [grpc] and [grpc.volume] in security.toml")
+            }
+            Self::Tls(_) => Some(
+                "both need certificates of the authority in grpc.ca of security.toml: this host those of \
+                 [grpc.client], the engine those of [grpc.volume]",
+            ),
+            _ => None,
         }
     }
 

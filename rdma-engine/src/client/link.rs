@@ -137,7 +137,7 @@ impl EngineLink {
     fn failed(&self, error: ReadError) -> ReadError {
         let mut state = self.state.lock();
         state.back_off(&error);
-        state.distrust = error.is_distrust().then(|| error.to_string());
+        state.distrust = error.remedy().map(|remedy| format!("{error}; {remedy}"));
         tracing::debug!(address = self.address, %error, "cannot connect to an engine");
         error
     }

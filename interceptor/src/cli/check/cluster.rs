@@ -142,7 +142,7 @@ async fn engine(server: &str, engines: &EngineConfig) -> Option<Finding> {
         Err(ReadError::Unproved(reason)) => {
             format!("{engine} is reached and has not proved itself: {reason}")
         }
-        Err(error) if error.is_distrust() => format!("{engine} is reached and cannot be asked: {error}"),
+        Err(error) if error.remedy().is_some() => format!("{engine} is reached and cannot be asked: {error}"),
         Err(error) => format!("{engine} is not reached: {error}"),
     };
     Some(Finding {
@@ -150,13 +150,10 @@ async fn engine(server: &str, engines: &EngineConfig) -> Option<Finding> {
         state: if answer.is_ok() { FindingState::Ok } else { FindingState::Lost },
         found,
         lost: "the volume server is asked over HTTP, which is slower",
-        remedy: match &answer {
-            Err(error) if error.is_distrust() => {
-                "give it and this host one security.toml with jwt.signing.key or [grpc] certificates, or name it \
-                 with --engine"
-            }
-            _ => "start `rdma-engine serve` beside the volume server; see --rdma-port and --engine",
-        },
+        remedy: answer
+            .err()
+            .and_then(|error| error.remedy())
+            .unwrap_or("start `rdma-engine serve` beside the volume server; see --rdma-port and --engine"),
     })
 }
 

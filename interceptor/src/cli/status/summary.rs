@@ -10,7 +10,7 @@ use crate::cli::figures::{
 use crate::cli::fitted_text::{cut_end, wrap};
 use crate::cli::untrusted::plain;
 use crate::telemetry::answered_read::{AnsweredRead, StepList};
-use crate::telemetry::health::{EngineHealth, EngineState, ErrorRecord, FilerHealth, VolumeServerHealth};
+use crate::telemetry::health::{EngineState, ErrorRecord, FilerHealth, VolumeServerHealth};
 use crate::telemetry::report::{FlowReport, StatusReport};
 use crate::telemetry::slow_reads::WaitingReads;
 
@@ -112,10 +112,9 @@ impl Summary<'_> {
     /// Servers with their latency within the last minute, those in trouble first.
     fn servers(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let health = &self.report.health;
-        let engines = health.volume_servers.iter().filter_map(|server| server.engine.as_ref());
         // Most hosts of volume servers have no engine, which is no problem. A filer that works is
         // named above.
-        let engines = engines.filter(|engine| engine.state != EngineState::Absent).map(engine_row);
+        let engines = health.volume_servers.iter().filter_map(engine_row);
         let filers = health.filers.iter().filter(|filer| filer.is_silent || filer.last_error.is_some());
         let mut rows: Vec<ServerRow> = health
             .volume_servers
@@ -243,7 +242,7 @@ impl ServerRow {
 }
 
 fn volume_server_row(server: &VolumeServerHealth) -> ServerRow {
-    let is_in_trouble = server.keeps_readers_waiting || server.is_silent;
+    let is_in_trouble = server.is_silent || server.slow.is_some();
     let name = format!("volume server {}", server.address);
     let mut row = ServerRow::new(name, server_state(server), is_in_trouble, server.last_error.as_ref());
     if let Some(recent) = &server.latency {
@@ -254,10 +253,12 @@ fn volume_server_row(server: &VolumeServerHealth) -> ServerRow {
     row
 }
 
-fn engine_row(engine: &EngineHealth) -> ServerRow {
+/// The row of the engine beside `server`, if there is one or was one.
+fn engine_row(server: &VolumeServerHealth) -> Option<ServerRow> {
+    let engine = server.engine.as_ref().filter(|engine| engine.state != EngineState::Absent)?;
     let is_in_trouble = engine.state != EngineState::Connected;
-    let (name, state) = (format!("engine {}", engine.address), engine.state.label().to_owned());
-    ServerRow::new(name, state, is_in_trouble, engine.last_error.as_ref())
+    let (name, state) = (format!("engine of {}", server.address), engine.state.label().to_owned());
+    Some(ServerRow::new(name, state, is_in_trouble, engine.last_error.as_ref()))
 }
 
 fn filer_row(filer: &FilerHealth) -> ServerRow {

@@ -3,7 +3,7 @@
 use crate::cli::figures::{UNKNOWN, latency, percent, rate, server_state, severity_word, size};
 use crate::cli::untrusted::plain;
 use crate::telemetry::activity::{HotFile, ReaderGroup};
-use crate::telemetry::health::{ErrorRecord, FilerHealth, RecentLatency, VolumeServerHealth};
+use crate::telemetry::health::{EngineState, ErrorRecord, FilerHealth, RecentLatency, VolumeServerHealth};
 use crate::telemetry::report::StatusReport;
 
 /// What the lower half of the screen shows.
@@ -147,17 +147,19 @@ fn servers(report: &StatusReport) -> Vec<Vec<TableCell>> {
         };
         server_without_figures(format!("filer {}", filer.address), state, filer.last_error.as_ref())
     };
-    let engines = health.volume_servers.iter().filter_map(|server| server.engine.as_ref());
-    let engines = engines.map(|engine| {
+    // Most hosts of volume servers have no engine, which is no problem.
+    let engine = |server: &VolumeServerHealth| {
+        let engine = server.engine.as_ref().filter(|engine| engine.state != EngineState::Absent)?;
         let state = engine.source.as_deref().unwrap_or(engine.state.label());
-        server_without_figures(format!("engine {}", engine.address), state, engine.last_error.as_ref())
-    });
+        let name = format!("engine of {}", server.address);
+        Some(server_without_figures(name, state, engine.last_error.as_ref()))
+    };
     health
         .filers
         .iter()
         .map(filer)
         .chain(health.volume_servers.iter().map(volume_server))
-        .chain(engines)
+        .chain(health.volume_servers.iter().filter_map(engine))
         .collect()
 }
 

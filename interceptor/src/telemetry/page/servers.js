@@ -17,6 +17,7 @@ function engineState({ state, source }) {
 function serverState(server) {
   if (server.keeps_readers_waiting) return cell("silent, readers wait", "bad");
   if (server.is_silent) return cell("silent, others are asked first", "warn");
+  if (server.slow) return { node: term("slow", "slow"), className: "warn" };
   return cell(server.requests > 0 ? "busy" : "answers", "good");
 }
 
