@@ -32,7 +32,7 @@ pub enum StepKind {
     Queue,
     /// Asks a server or the engine beside it.
     Request,
-    /// Opens a connection to a server or engine, within a request.
+    /// Opens a connection: to a server within a request, to an engine before it.
     Connect,
     /// Decompresses or decrypts what came, within a request.
     Unpack,
@@ -82,6 +82,8 @@ pub struct TimelineStep {
     pub ended: Instant,
     /// Why it failed, if it did.
     pub error: Option<String>,
+    /// What came of it, if that is of interest.
+    pub note: Option<&'static str>,
 }
 
 /// The steps of one fetch. Clones share them.
@@ -100,6 +102,7 @@ impl Timeline {
             first_byte: None,
             ended: now,
             error: None,
+            note: None,
         };
         OngoingStep { timeline: self, step: Some(step) }
     }
@@ -121,7 +124,7 @@ impl Timeline {
     fn push(&self, mut step: TimelineStep) {
         step.ended = Instant::now();
         let is_short = step.ended - step.begun < MIN_WAIT;
-        if is_short && !step.kind.is_work() && step.error.is_none() {
+        if is_short && !step.kind.is_work() && step.error.is_none() && step.note.is_none() {
             return;
         }
         let mut steps = self.0.lock();
@@ -145,6 +148,11 @@ impl OngoingStep<'_> {
     /// Ends it.
     pub fn end(mut self) {
         self.finish(|_| ());
+    }
+
+    /// Ends it and keeps it, however short it was, with a note.
+    pub fn end_noting(mut self, note: &'static str) {
+        self.finish(|step| step.note = Some(note));
     }
 
     /// Ends it with what came of it.

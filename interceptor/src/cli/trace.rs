@@ -319,6 +319,7 @@ mod tests {
             seconds: 0.25,
             first_byte: Some(0.125),
             error: None,
+            note: None,
         }
     }
 

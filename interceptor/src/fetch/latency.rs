@@ -31,11 +31,12 @@ const MAX_HEDGE_DELAY: Duration = Duration::from_secs(1);
 const DEFAULT_HEDGE_DELAY: Duration = Duration::from_millis(100);
 /// Latencies older than this say nothing of how the server does now.
 const RECENT_WINDOW: Duration = Duration::from_secs(60);
-/// The last answers, of which the median says how a server does at present, and how many it takes.
-const MAX_JUDGED: usize = 16;
-const MIN_JUDGED: usize = 8;
+/// The median of as many last latencies says how a server does at present.
+const MAX_MEDIAN_SAMPLES: usize = 16;
+/// It says nothing if there are fewer.
+const MIN_MEDIAN_SAMPLES: usize = 8;
 
-/// The medians of a server's last answers, by size class; `None` where there are too few.
+/// The medians of a server's last latencies, by size class; `None` where there are too few.
 pub(super) type RecentMedians = [Option<Duration>; SIZE_CLASSES];
 
 /// The latencies of one server, from a request to the first byte of its response.
@@ -80,7 +81,7 @@ impl LatencyTracker {
         })
     }
 
-    /// The medians of the last answers within the last minute before `now`.
+    /// The medians of the last latencies within the last minute before `now`.
     pub(super) fn recent_medians(&self, now: Instant) -> RecentMedians {
         self.classes.each_ref().map(|class| class.recent_median(now))
     }
@@ -95,8 +96,9 @@ impl LatencyWindow {
             self.samples[place]
         });
         let recent = latest_first.take_while(|(at, _)| now.saturating_duration_since(*at) < RECENT_WINDOW);
-        let mut latencies: Vec<Duration> = recent.take(MAX_JUDGED).map(|(_, latency)| latency).collect();
-        if latencies.len() < MIN_JUDGED {
+        let mut latencies: Vec<Duration> =
+            recent.take(MAX_MEDIAN_SAMPLES).map(|(_, latency)| latency).collect();
+        if latencies.len() < MIN_MEDIAN_SAMPLES {
             return None;
         }
         let middle = latencies.len() / 2;
@@ -147,7 +149,7 @@ mod tests {
     #[test]
     fn a_server_that_turns_slow_is_judged_by_its_last_answers() {
         let mut latency = LatencyTracker::default();
-        for _ in 1..MIN_JUDGED {
+        for _ in 1..MIN_MEDIAN_SAMPLES {
             latency.record(1, ms(1));
         }
         assert_eq!(latency.recent_medians(Instant::now()), [None; SIZE_CLASSES]);
@@ -155,7 +157,7 @@ mod tests {
             latency.record(1, ms(1));
         }
         assert_eq!(latency.recent_medians(Instant::now()), [Some(ms(1)), None, None]);
-        for _ in 0..MAX_JUDGED / 2 {
+        for _ in 0..MAX_MEDIAN_SAMPLES / 2 {
             latency.record(1, ms(500));
         }
         assert_eq!(latency.recent_medians(Instant::now())[0], Some(ms(500)));

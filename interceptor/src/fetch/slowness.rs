@@ -2,8 +2,9 @@
 //!
 //! The last few answers decide, so that a server that turns slow is named after some of them,
 //! however many fast ones it has sent before. Servers are compared by size class: one that is asked
-//! for more at a time takes longer and is not slow. With a single server there is nothing to
-//! compare.
+//! for more at a time takes longer and is not slow. The usual speed is that of the faster servers
+//! (the lower quartile), so that also a majority that turns slow is named. With a single server
+//! there is nothing to compare.
 
 use std::time::Duration;
 
@@ -11,9 +12,9 @@ use super::latency::{RecentMedians, SIZE_CLASSES};
 use crate::telemetry::health::Slowness;
 
 /// A server that takes longer than this for half of its answers may be called slow: a disk that
-/// seeks takes less.
-const MIN_SLOW: Duration = Duration::from_millis(30);
-/// How many times slower than the others it is then.
+/// seeks, and has no queue, takes less.
+const MIN_SLOW_LATENCY: Duration = Duration::from_millis(30);
+/// How many times slower than usual it is then.
 const SLOW_FACTOR: u32 = 4;
 
 /// How slow each server is beside the others, in the order of `servers`; `None` if it is not slow.
@@ -21,13 +22,14 @@ pub(super) fn compare(servers: &[RecentMedians]) -> Vec<Option<Slowness>> {
     let usual: [Option<Duration>; SIZE_CLASSES] = std::array::from_fn(|class| {
         let mut known: Vec<Duration> = servers.iter().filter_map(|medians| medians[class]).collect();
         known.sort_unstable();
-        // Of two, the faster one is the usual one.
-        known.get(known.len().saturating_sub(1) / 2).copied()
+        // Of up to four the fastest.
+        known.get(known.len().saturating_sub(1) / 4).copied()
     });
     let slowness = |medians: &RecentMedians| {
         let classes = medians.iter().zip(usual).filter_map(|(median, usual)| Some(((*median)?, usual?)));
-        let slow = classes.filter(|(median, usual)| *median >= MIN_SLOW && *median >= SLOW_FACTOR * *usual);
-        let (median, usual) = slow.max()?;
+        let slow =
+            classes.filter(|(median, usual)| *median >= MIN_SLOW_LATENCY && *median >= SLOW_FACTOR * *usual);
+        let (median, usual) = slow.max_by_key(|(median, _)| *median)?;
         Some(Slowness { p50_seconds: median.as_secs_f64(), usual_p50_seconds: usual.as_secs_f64() })
     };
     servers.iter().map(slowness).collect()
@@ -53,6 +55,7 @@ mod tests {
         };
         assert_eq!(of(&[2, 200, 3]), [false, true, false]);
         assert_eq!(of(&[200, 2]), [true, false]);
+        assert_eq!(of(&[200, 2, 200]), [true, false, true], "most are slow");
         assert_eq!(of(&[200, 200, 200]), [false; 3], "nobody is faster");
         assert_eq!(of(&[1, 20, 1]), [false; 3], "disks do that");
         assert_eq!(of(&[200]), [false], "there is nothing to compare");

@@ -169,7 +169,7 @@ impl BlockLoader {
                     let writer = loader.cache.reserve(key, len).await;
                     match writer.in_arena() {
                         true => waiting.end(),
-                        false => waiting.end_with(&Err::<(), _>(NOT_KEPT)),
+                        false => waiting.end_noting(NOT_KEPT),
                     }
                     loader.fetch(&object, key, writer, &priority, timeline).await
                 }

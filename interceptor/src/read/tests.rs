@@ -302,7 +302,7 @@ fn a_chunk_too_large_for_the_cache_is_fetched_once_for_its_readers() {
     }
     assert_eq!(mounted.needles.fetches.load(Ordering::Relaxed), 2, "one for each chunk");
     let first = slow_reads.last().pop().unwrap();
-    assert!(first.steps[0].error.as_ref().unwrap().contains("not kept"), "{first:?}");
+    assert!(first.steps[0].note.as_ref().unwrap().contains("not kept"), "{first:?}");
 }
 
 #[test]

@@ -68,6 +68,9 @@ pub struct ReadStep {
     pub first_byte: Option<f64>,
     /// Why it failed.
     pub error: Option<String>,
+    /// What came of it, if that is of interest.
+    #[serde(default)]
+    pub note: Option<String>,
 }
 
 impl AnsweredRead {
@@ -117,6 +120,7 @@ impl ReadStep {
             seconds: seconds(step.begun, step.ended),
             first_byte: step.first_byte.map(|at| seconds(step.begun, at)),
             error: step.error,
+            note: step.note.map(str::to_owned),
         }
     }
 }
@@ -129,8 +133,8 @@ impl Display for ReadStep {
             write!(f, " {server}")?;
         }
         write!(f, " {:.3} s", self.seconds)?;
-        match (self.first_byte, &self.error) {
-            (_, Some(error)) => write!(f, " ({error})"),
+        match (self.first_byte, self.error.as_ref().or(self.note.as_ref())) {
+            (_, Some(text)) => write!(f, " ({text})"),
             (Some(first), None) => write!(f, " (first byte {first:.3} s)"),
             (None, None) => Ok(()),
         }

@@ -133,7 +133,7 @@ fn volume_servers(out: &mut Exposition, servers: &[VolumeServerHealth]) {
     out.family(
         "interceptor_volume_servers_slow",
         "gauge",
-        "Of these, those that take at least four times as long to begin an answer as the others.",
+        "Of these, those that take 30 ms or more to begin an answer, and four times as long as usual.",
     )
     .sample(&[], count(&|server| server.slow.is_some()));
     out.family("interceptor_engines", "gauge", "Engines that may be asked, by whether they are there.");

@@ -428,6 +428,7 @@ mod tests {
             seconds: 1.0,
             first_byte: Some(0.25),
             error: Some("refused".into()),
+            note: None,
         };
         let read = AnsweredRead {
             at: 1_000_000.0,

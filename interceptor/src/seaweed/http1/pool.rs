@@ -52,7 +52,8 @@ impl HttpClient {
     }
 
     /// Sends a GET request and reads the head of the response, whatever its status. All of the
-    /// response must be read by `deadlines`. A connection that is opened goes to `timeline`.
+    /// response must be read by `deadlines`. How long it takes to
+    /// open a connection goes to `timeline`.
     pub async fn get(
         &self,
         request: &GetRequest<'_>,

@@ -86,7 +86,7 @@ pub struct ResponseProgress {
 }
 
 impl ResponseProgress {
-    /// Nothing has come yet. What is done for the request, apart from it, goes to `timeline`.
+    /// Nothing has come yet. How long connecting and unpacking take goes to `timeline`.
     pub fn of(timeline: Timeline) -> Self {
         Self { timeline, ..Self::default() }
     }

@@ -104,7 +104,7 @@ function showSlow(now) {
     "No read waits for a fetch now.";
   setText(document.getElementById("slow-note"), `${waiting} Below are the last that took longer than --slow-read, and what they waited for.`);
   const step = (s) => [s.source ? name(s.source) : s.step, s.server, format.duration(s.seconds),
-    s.error ? `(${s.error})` : s.first_byte === null ? null : `(first byte ${format.duration(s.first_byte)})`].filter(Boolean).join(" ");
+    s.error ?? s.note ? `(${s.error ?? s.note})` : s.first_byte === null ? null : `(first byte ${format.duration(s.first_byte)})`].filter(Boolean).join(" ");
   fill("slow-table", ["answered", "took", "waited for", "file", "bytes", "read by"], now.slow_reads.map((read) => [
     new Date(1000 * read.at).toLocaleTimeString("en-GB"), number(format.duration(read.seconds)),
     cell([...read.steps.map(step), ...(read.error ? [`failed: ${read.error}`] : [])].join(", "), "text"),

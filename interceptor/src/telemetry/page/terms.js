@@ -20,7 +20,7 @@ const TERMS = {
   bytes_saved: ["Spared the cluster", "Bytes that applications have read, without those that were fetched from servers. Below zero where more was read ahead than used.", "interceptor_origin_saved_bytes"],
   engine: ["engine", "rdma-engine, a program beside a volume server that reads its files and sends them by RDMA or TCP. Without one, bytes come over HTTP."],
   silent: ["silent", "It has sent nothing for at least a second while reads waited for it."],
-  slow: ["slow", "Half of its last answers took four times as long to begin as those of the other servers, and at least 30 ms.", "interceptor_volume_servers_slow"],
+  slow: ["slow", "Half of its last answers took four times as long to begin as those of the faster servers, and at least 30 ms.", "interceptor_volume_servers_slow"],
   p99: ["99 % within", "All but the slowest 1 % of the requests took no longer (p99)."],
   p50: ["half within", "Half of the requests took no longer (p50, the median)."],
   cached: ["through the page cache", "The usual way: the kernel asks the daemon for what its page cache does not hold.", 'interceptor_kernel_reads_total{way="cached"}'],
