@@ -88,6 +88,13 @@ const ALL_LOOKUPS: u64 = 1 << 40;
 /// Nodes that wait to be forgotten, from which on they are forgotten more often.
 const MAX_DROPPED: usize = 50;
 
+/// As many nodes wait to be forgotten at most: more than a file system may remember at a time. One
+/// listing makes more nodes known than as many requests forget one by one.
+const MAX_UNFORGOTTEN: usize = 300_000;
+
+/// Nodes that are then forgotten at once.
+const FORGET_BATCH: usize = 200;
+
 /// A request without its number.
 #[derive(Clone)]
 pub(crate) struct FuzzRequest {
@@ -274,6 +281,8 @@ pub(crate) struct RequestGenerator {
     nodes: Vec<u64>,
     /// Nodes that are not remembered any more, to be forgotten as a kernel would.
     dropped: Vec<u64>,
+    /// How many of these the request that is being generated forgets at once.
+    batch: usize,
     files: Vec<(u64, u64)>,
     directories: Vec<(u64, u64)>,
     /// Offsets in listings.
@@ -291,6 +300,7 @@ impl RequestGenerator {
             names,
             nodes: vec![ROOT],
             dropped: Vec::new(),
+            batch: 0,
             files: Vec::new(),
             directories: Vec::new(),
             offsets: vec![0],
@@ -450,6 +460,10 @@ impl RequestGenerator {
         request.may_panic = request.opcode == opcode::SETATTR && has_extreme_time(&request);
         let is_whole = request.opcode == opcode::FORGET && !request.has_wrong_length;
         self.dropped.pop_if(|node| is_whole && *node == request.node);
+        let forgotten = std::mem::take(&mut self.batch);
+        if !request.has_wrong_length {
+            self.dropped.truncate(self.dropped.len() - forgotten);
+        }
         request
     }
 
@@ -457,6 +471,9 @@ impl RequestGenerator {
         use opcode::*;
         if self.files.len() + self.directories.len() > MAX_HANDLES && self.chance(2) {
             return if self.files.len() > self.directories.len() { RELEASE } else { RELEASEDIR };
+        }
+        if self.dropped.len() > MAX_UNFORGOTTEN {
+            return BATCH_FORGET;
         }
         if self.dropped.len() > MAX_DROPPED && self.chance(2) {
             return FORGET;
@@ -595,6 +612,12 @@ impl RequestGenerator {
             }
             POLL => (self.handle(false).0, body.u64(self.handle(false).1).u64(self.number()).u64(1)),
             NOTIFY_REPLY => (self.node(), body.data(&[0; 40]).data(&self.data())),
+            BATCH_FORGET if self.dropped.len() > MAX_UNFORGOTTEN => {
+                self.batch = FORGET_BATCH;
+                let nodes = &self.dropped[self.dropped.len() - FORGET_BATCH..];
+                let body = body.u32(FORGET_BATCH as u32).u32(0);
+                (0, nodes.iter().fold(body, |body, node| body.u64(*node).u64(ALL_LOOKUPS)))
+            }
             BATCH_FORGET => {
                 let count = self.random.random_range(0..5);
                 let claimed = self.length(count as usize);
