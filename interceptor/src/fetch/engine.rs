@@ -192,8 +192,9 @@ impl Engine {
         self.client.address()
     }
 
-    /// The source that its bytes would come from; `None` if it cannot be asked now.
-    pub(super) async fn source_if_connected(&self) -> Option<Source> {
+    /// The source that its bytes would come from; `None` if it cannot be asked now. How long the
+    /// first connection is waited for goes to `timeline`.
+    pub(super) async fn source_if_connected(&self, timeline: &Timeline) -> Option<Source> {
         let first_connect = async || {
             // Dropped after the wait: the next attempt, in the background, goes on connecting.
             let ping = self.client.ping(Instant::now() + CONNECT_TIMEOUT);
@@ -201,7 +202,11 @@ impl Engine {
                 self.last_error.note(&error);
             }
         };
-        self.first_connect.get_or_init(first_connect).await;
+        if !self.first_connect.initialized() {
+            let connecting = timeline.begin_at(StepKind::Connect, self.address());
+            self.first_connect.get_or_init(first_connect).await;
+            connecting.end();
+        }
         let connected = self.connected();
         if connected.is_some() {
             return connected;

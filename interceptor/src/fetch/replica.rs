@@ -193,10 +193,7 @@ impl Replica {
     ) -> Option<Source> {
         let fid = cx.chunk.fid;
         let engine = self.server.engine().filter(|_| Engine::can_read(request))?;
-        let connecting = cx.timeline.begin_at(StepKind::Connect, engine.address());
-        let source = engine.source_if_connected().await;
-        connecting.end();
-        let source = source?;
+        let source = engine.source_if_connected(cx.timeline).await?;
         let token = cx.volumes.read_token(fid);
         let asking = cx.timeline.begin_at(StepKind::Request, engine.address());
         let outcome = engine.read(cx.chunk, request, token.as_deref(), deadline, cx.timeline).await;

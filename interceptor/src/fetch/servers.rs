@@ -15,7 +15,7 @@ use super::latency::{LatencyTracker, RecentMedians};
 use super::slowness;
 use crate::seaweed::volume::NeedleEndpoint;
 use crate::telemetry::Source;
-use crate::telemetry::health::{LastError, VolumeServerHealth};
+use crate::telemetry::health::{LastError, Slowness, VolumeServerHealth};
 
 /// Races lost in a row, without a byte sent in between, after which a server counts as stopped.
 const MAX_LOST_RACES: u32 = 3;
@@ -186,8 +186,8 @@ impl ServerState {
         self.has_stopped() || self.is_unresponsive()
     }
 
-    /// How it does by itself, for the status API.
-    fn health(&self, address: &str) -> VolumeServerHealth {
+    /// How it does, for the status API; `slow`: beside the others.
+    fn health(&self, address: &str, slow: Option<Slowness>) -> VolumeServerHealth {
         let (requests, waiting) = self.gate.load();
         let engine = self.engine.as_ref().map(|engine| engine.health());
         let from_engine = engine.as_ref().and_then(|engine| engine.source.clone());
@@ -199,7 +199,7 @@ impl ServerState {
             requests,
             waiting,
             latency: self.latency.lock().recent(Instant::now()),
-            slow: None,
+            slow,
             last_error: self.last_error.latest(),
             engine,
         }
@@ -258,10 +258,6 @@ impl ServerRegistry {
         };
         let medians: Vec<_> = servers.iter().map(|(_, server)| medians(server)).collect();
         let slow = slowness::compare(&medians);
-        let health = |((address, server), slow): (&(Box<str>, Arc<ServerState>), _)| VolumeServerHealth {
-            slow,
-            ..server.health(address)
-        };
-        servers.iter().zip(slow).map(health).collect()
+        servers.iter().zip(slow).map(|((address, server), slow)| server.health(address, slow)).collect()
     }
 }

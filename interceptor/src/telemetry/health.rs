@@ -35,7 +35,7 @@ pub struct FilerHealth {
 }
 
 /// A volume server.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct VolumeServerHealth {
     /// `host:port`.
     pub address: String,

@@ -253,18 +253,7 @@ mod tests {
     }
 
     fn server(address: &str) -> VolumeServerHealth {
-        VolumeServerHealth {
-            address: address.into(),
-            source: "http".into(),
-            is_silent: false,
-            keeps_readers_waiting: false,
-            requests: 0,
-            waiting: 0,
-            latency: None,
-            slow: None,
-            last_error: None,
-            engine: None,
-        }
+        VolumeServerHealth { address: address.into(), source: "http".into(), ..VolumeServerHealth::default() }
     }
 
     fn slow(at: f64, server: &str, seconds: f64, error: Option<&str>) -> AnsweredRead {

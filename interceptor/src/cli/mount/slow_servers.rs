@@ -77,18 +77,8 @@ mod tests {
     #[test]
     fn a_server_that_comes_and_goes_is_said_once() {
         let slowness = Slowness { p50_seconds: 0.5, usual_p50_seconds: 0.002 };
-        let server = |slow| VolumeServerHealth {
-            address: "a:1".into(),
-            source: "http".into(),
-            is_silent: false,
-            keeps_readers_waiting: false,
-            requests: 0,
-            waiting: 0,
-            latency: None,
-            slow,
-            last_error: None,
-            engine: None,
-        };
+        let server =
+            |slow| VolumeServerHealth { address: "a:1".into(), slow, ..VolumeServerHealth::default() };
         let (mut slow, begun) = (SlowServers::default(), Instant::now());
         assert_eq!(slow.update(vec![server(None)], begun), []);
         let turned = [SpeedChange::TurnedSlow("a:1".into(), slowness)];

@@ -88,7 +88,7 @@ pub struct ResponseProgress {
 impl ResponseProgress {
     /// Nothing has come yet. How long connecting and unpacking take goes to `timeline`.
     pub fn of(timeline: Timeline) -> Self {
-        Self { timeline, ..Self::default() }
+        Self { timeline, first_byte_at: OnceLock::new(), last_byte_at: Mutex::default() }
     }
 
     /// When the first byte came of a response that is none of an error; `None` if none has come
