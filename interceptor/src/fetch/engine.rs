@@ -258,12 +258,17 @@ impl Engine {
                 (availability.state_without_connection(), availability.distrusted.clone())
             }
         };
+        let mut last_error = self.last_error.latest();
+        // While it is left alone for a reason, the failure does not say what to configure.
+        if let (Some(last), Some(reason)) = (&mut last_error, &distrust) {
+            last.text.clone_from(reason);
+        }
         EngineHealth {
             address: self.address().to_owned(),
             state,
             source: source.map(|source| source.label().to_owned()),
             distrust,
-            last_error: self.last_error.latest(),
+            last_error,
         }
     }
 
