@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
+use nix::time::ClockId;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
@@ -60,8 +61,6 @@ impl ProcessIdentity {
 struct ProcessStat {
     state: char,
     parent: i32,
-    /// User and system time of all threads, the ended ones too, in clock ticks.
-    cpu_ticks: u64,
     start_ticks: u64,
 }
 
@@ -78,17 +77,17 @@ impl ProcessStat {
         Some(Self {
             state: fields.first()?.chars().next()?,
             parent: fields.get(1)?.parse().ok()?,
-            cpu_ticks: number(11)? + number(12)?,
             start_ticks: number(19)?,
         })
     }
 }
 
-/// Processor time that a process and its threads have used, in seconds.
+/// Processor time that a process and its threads have used, the ended ones too, in seconds. The
+/// clock is that of the scheduler, to the microsecond; `/proc/PID/stat` counts in 10 ms.
 pub(crate) fn cpu_seconds(pid: i32) -> Result<f64> {
-    let stat = ProcessStat::read(pid).with_context(|| format!("process {pid} is gone"))?;
-    let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?.unwrap_or(100);
-    Ok(stat.cpu_ticks as f64 / per_second as f64)
+    let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(pid));
+    let clock = clock.with_context(|| format!("process {pid} is gone"))?;
+    Ok(Duration::from(clock.now()?).as_secs_f64())
 }
 
 /// Makes this process the parent of every descendant whose own parent ends, so that
@@ -169,7 +168,7 @@ mod tests {
     fn a_command_name_may_look_like_fields() {
         let line = "7 (a) R (b c) S 3 7 7 0 -1 4194304 1 2 3 4 50 25 0 0 20 0 5 0 987654 1000 2 3";
         let stat = ProcessStat::parse(line).unwrap();
-        assert_eq!((stat.state, stat.parent, stat.cpu_ticks, stat.start_ticks), ('S', 3, 75, 987654));
+        assert_eq!((stat.state, stat.parent, stat.start_ticks), ('S', 3, 987654));
         assert!(ProcessStat::parse("7 (short) S 3").is_none());
         assert!(ProcessStat::parse("nonsense").is_none());
     }

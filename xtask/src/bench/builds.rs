@@ -4,7 +4,11 @@
 //! In other rows two mounts live one after the other, and the speed of the machine changes by some
 //! per cent in between. Here this build and the other one are mounted beside each other, and a
 //! reader turns from one to the other several times a second. Each turn is compared with its
-//! neighbour. The interval says how well the median is known.
+//! neighbour.
+//!
+//! Two mounts of one program differ by a per cent or two for as long as they live, by where their
+//! memory lies. More turns do not take that away, more mounts do: each repetition mounts both anew
+//! and gives one ratio, and the interval is that of the median of these.
 //!
 //! Both go without eBPF: programs of both would see the reads of either.
 
@@ -39,7 +43,9 @@ pub(super) const ABOUT: &str =
 
 /// Short, so that neighbours meet the same machine.
 const TURN_DURATION: Duration = Duration::from_millis(100);
-const PAIRS_PER_REPETITION: usize = 100;
+const PAIRS_PER_REPETITION: usize = 30;
+/// Mounts of each build, unless --reps says how many.
+const REPETITIONS: usize = 12;
 /// Small files of one turn, which the mount has not read before.
 const FILES_PER_TURN: usize = 40;
 /// Files of one chunk that are read in a turn.
@@ -108,6 +114,30 @@ struct TurnRates {
     units: usize,
 }
 
+/// The turns that two mounts took, this build's and the other one's in each pair.
+#[derive(Default)]
+struct Repetition(Vec<[TurnRates; 2]>);
+
+impl Repetition {
+    /// The median of what neighbouring turns gave.
+    fn ratio(&self) -> f64 {
+        let ratios: Vec<f64> = self.0.iter().map(|[ours, other]| ours.rate / other.rate).collect();
+        Summary::of(&ratios).map_or(f64::NAN, |summary| summary.median)
+    }
+
+    /// CPU time of this build's daemon for a unit, of that of the other one.
+    fn cpu_ratio(&self) -> f64 {
+        let [ours, other] = [0, 1].map(|side| cpu_of_unit(self.0.iter().map(|pair| &pair[side])));
+        ours / other
+    }
+}
+
+/// CPU seconds for each unit of these turns.
+fn cpu_of_unit<'a>(turns: impl Iterator<Item = &'a TurnRates>) -> f64 {
+    let (cpu, units) = turns.fold((0.0, 0), |(cpu, units), turn| (cpu + turn.cpu, units + turn.units));
+    cpu / units as f64
+}
+
 /// Mounts, measures and prints.
 pub(super) fn run(options: &BenchOptions) -> Result<()> {
     let other = options.against.as_ref().context("builds needs --against PROGRAM")?;
@@ -115,8 +145,11 @@ pub(super) fn run(options: &BenchOptions) -> Result<()> {
     setup::ensure()?;
     cargo::build_interceptor()?;
     interrupt::check()?;
-    let (reps, pairs) =
-        if options.quick { (1, 6) } else { (options.reps.unwrap_or(5).max(1), PAIRS_PER_REPETITION) };
+    let (reps, pairs) = if options.quick {
+        (1, 6)
+    } else {
+        (options.reps.unwrap_or(REPETITIONS).max(1), PAIRS_PER_REPETITION)
+    };
     let mut stage = Stage::open("bench")?;
     let measured = measure(&mut stage, &other, reps, pairs);
     let closed = stage.close();
@@ -133,7 +166,7 @@ fn measure(stage: &mut Stage, other: &Path, reps: usize, pairs: usize) -> Result
     data.write(&stage.cluster.filer(), |_| ())?;
     write_names(&stage.cluster.filer(), pairs + 1)?;
     stage.cluster.volume_servers().iter().try_for_each(|server| data::warm(&server.directory()))?;
-    let mut found: [Vec<[TurnRates; 2]>; LOADS.len()] = [const { Vec::new() }; LOADS.len()];
+    let mut found: [Vec<Repetition>; LOADS.len()] = [const { Vec::new() }; LOADS.len()];
     for repetition in 0..reps {
         let mut mount = |build| MountedBuild::mount(stage, build, &data);
         // The one that is mounted first may find better memory.
@@ -147,6 +180,7 @@ fn measure(stage: &mut Stage, other: &Path, reps: usize, pairs: usize) -> Result
             for side in &sides {
                 side.turn(load, &data, pairs)?;
             }
+            let mut taken = Repetition::default();
             for number in 0..pairs {
                 interrupt::check()?;
                 let take = |side: usize| sides[side].turn(load, &data, number);
@@ -156,9 +190,10 @@ fn measure(stage: &mut Stage, other: &Path, reps: usize, pairs: usize) -> Result
                     let second = take(1)?;
                     [take(0)?, second]
                 };
-                found.push(pair);
+                taken.0.push(pair);
             }
-            eprintln!("{}, repetition {} of {reps}: {}", load.name, repetition + 1, text(load, found));
+            found.push(taken);
+            eprintln!("{}, {} of {reps}: {}", load.name, found.len(), text(load, found));
         }
         for side in sides {
             let root = side.mount.path();
@@ -172,8 +207,8 @@ fn measure(stage: &mut Stage, other: &Path, reps: usize, pairs: usize) -> Result
         }
     }
     println!("\nThis build and the {OTHER_BUILD}, in turn:");
-    for (load, pairs) in LOADS.iter().zip(&found) {
-        println!("  {:<22} {}", load.name, text(load, pairs));
+    for (load, found) in LOADS.iter().zip(&found) {
+        println!("  {:<22} {}", load.name, text(load, found));
     }
     Ok(())
 }
@@ -265,25 +300,21 @@ fn cold_files(side: &MountedBuild, data: &DataSet, turn: usize) -> Result<usize>
     Ok(files.len())
 }
 
-fn text(load: &Load, pairs: &[[TurnRates; 2]]) -> String {
+fn text(load: &Load, found: &[Repetition]) -> String {
+    let turns = |side: usize| found.iter().flat_map(|repetition| &repetition.0).map(move |pair| &pair[side]);
     let median = |side: usize| {
-        let rates: Vec<f64> = pairs.iter().map(|pair| pair[side].rate).collect();
+        let rates: Vec<f64> = turns(side).map(|turn| turn.rate).collect();
         Summary::of(&rates).map_or(f64::NAN, |summary| summary.median)
     };
-    let cpu = |side: usize| {
-        let (seconds, units) = pairs
-            .iter()
-            .fold((0.0, 0), |(seconds, units), pair| (seconds + pair[side].cpu, units + pair[side].units));
-        1e6 * seconds / units as f64
-    };
-    let ratios: Vec<f64> = pairs.iter().map(|[ours, other]| ours.rate / other.rate).collect();
+    let ratios = |of: fn(&Repetition) -> f64| paired(&found.iter().map(of).collect::<Vec<_>>());
     let [unit, units] = load.unit;
     format!(
-        "{:.0} and {:.0} {units} a second; {}; the daemon's CPU {:.1} and {:.1} us a {unit}",
+        "{:.0} and {:.0} {units} a second; {}; the daemon's CPU {:.1} and {:.1} us a {unit}; {}",
         median(0),
         median(1),
-        paired(&ratios),
-        cpu(0),
-        cpu(1)
+        ratios(Repetition::ratio),
+        1e6 * cpu_of_unit(turns(0)),
+        1e6 * cpu_of_unit(turns(1)),
+        ratios(Repetition::cpu_ratio)
     )
 }
