@@ -82,8 +82,8 @@ impl ProcessStat {
     }
 }
 
-/// Processor time that a process and its threads have used, the ended ones too, in seconds. The
-/// clock is that of the scheduler, to the microsecond; `/proc/PID/stat` counts in 10 ms.
+/// Processor time that a process and its threads have used, the ended ones too, in seconds, by the
+/// scheduler's clock: `/proc/PID/stat` counts in clock ticks, which are long for a turn of a bench.
 pub(crate) fn cpu_seconds(pid: i32) -> Result<f64> {
     let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(pid));
     let clock = clock.with_context(|| format!("process {pid} is gone"))?;

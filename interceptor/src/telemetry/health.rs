@@ -97,7 +97,7 @@ pub struct EngineHealth {
     /// Why it is not trusted, or does not trust this host, if it is there and not used.
     #[serde(default)]
     pub distrust: Option<String>,
-    /// The last failure, if there was one.
+    /// The last failure, if there was one; with the text of `distrust` while that is set.
     pub last_error: Option<ErrorRecord>,
 }
 

@@ -6,9 +6,9 @@
 //! reader turns from one to the other several times a second. Each turn is compared with its
 //! neighbour.
 //!
-//! Two mounts of one program differ by a per cent or two for as long as they live, by where their
-//! memory lies. More turns do not take that away, more mounts do: each repetition mounts both anew
-//! and gives one ratio, and the interval is that of the median of these.
+//! Two mounts of one program differ by some per cent for as long as they live. More turns do not
+//! take that away, more mounts do: each repetition mounts both anew and gives one ratio, and the
+//! interval is that of the median of these.
 //!
 //! Both go without eBPF: programs of both would see the reads of either.
 

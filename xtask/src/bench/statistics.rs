@@ -35,8 +35,11 @@ fn median_interval(values: &[f64]) -> Option<(f64, f64)> {
 /// The median of the ratios of neighbours, and how well it is known.
 pub(super) fn paired(ratios: &[f64]) -> String {
     let median = Summary::of(ratios).map_or(f64::NAN, |summary| summary.median);
-    let (low, high) = median_interval(ratios).unwrap_or((f64::NAN, f64::NAN));
-    format!("paired ratio {median:.4}, with 95 % confidence {low:.4} to {high:.4}, of {} pairs", ratios.len())
+    let interval = match median_interval(ratios) {
+        Some((low, high)) => format!("with 95 % confidence {low:.4} to {high:.4}"),
+        None => "too few for an interval".to_owned(),
+    };
+    format!("paired ratio {median:.4}, {interval}, of {} pairs", ratios.len())
 }
 
 fn sorted(values: &[f64]) -> Vec<f64> {
