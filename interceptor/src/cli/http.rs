@@ -254,7 +254,7 @@ fn explained(error: ureq::Error, timeout: Duration) -> anyhow::Error {
         ureq::Error::Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve) => {
             anyhow!("cannot connect within {REQUEST_TIMEOUT:?}")
         }
-        ureq::Error::Timeout(_) => anyhow!("no complete answer within {timeout:?}"),
+        ureq::Error::Timeout(_) => anyhow!("no complete answer within {timeout:.1?}"),
         ureq::Error::Io(error) => match error.get_ref().and_then(|inner| inner.downcast_ref()) {
             Some(rustls::Error::InvalidMessage(_)) => {
                 anyhow!("it does not speak TLS: leave out https://, or give the daemon --status-tls-cert")

@@ -44,7 +44,7 @@ pub enum FetchError {
         reason: String,
     },
     /// No server answered usefully in time.
-    #[error("cannot read {fid} after {passes} passes; asked {servers}; last: {reason}")]
+    #[error("cannot read {fid} (attempts: {passes}); asked {servers}; last: {reason}")]
     Unreachable {
         /// The needle.
         fid: FileId,

@@ -13,6 +13,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use bytes::Bytes;
+use foldhash::fast::RandomState;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -105,7 +106,8 @@ const NODE_OVERHEAD: usize = 400 + 256;
 const FIRST_SPARE_ID: NodeId = 1 << 63;
 
 pub(super) struct NodeTable {
-    nodes: HashMap<NodeId, NodeRecord>,
+    /// Boxed, so that a table that grows moves pointers.
+    nodes: HashMap<NodeId, Box<NodeRecord>, RandomState>,
     /// Their approximate memory in bytes.
     pub(super) bytes: usize,
     /// How many of them the kernel was asked to forget.
@@ -240,7 +242,7 @@ impl NodeTable {
 
     fn empty(root_path: &str, ledger: Ledger) -> Self {
         Self {
-            nodes: HashMap::new(),
+            nodes: HashMap::default(),
             bytes: 0,
             forgets_requested: 0,
             uncounted_lookups: HashMap::new(),
@@ -302,11 +304,11 @@ impl NodeTable {
     }
 
     pub(super) fn get(&self, id: NodeId) -> Option<&NodeRecord> {
-        self.nodes.get(&id)
+        self.nodes.get(&id).map(Box::as_ref)
     }
 
     pub(super) fn get_mut(&mut self, id: NodeId) -> Option<&mut NodeRecord> {
-        self.nodes.get_mut(&id)
+        self.nodes.get_mut(&id).map(Box::as_mut)
     }
 
     pub(super) fn directory(&mut self, id: NodeId) -> Option<&mut Directory> {
@@ -314,7 +316,7 @@ impl NodeTable {
     }
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (NodeId, &mut NodeRecord)> {
-        self.nodes.iter_mut().map(|(id, node)| (*id, node))
+        self.nodes.iter_mut().map(|(id, node)| (*id, node.as_mut()))
     }
 
     pub(super) fn len(&self) -> usize {
@@ -338,7 +340,7 @@ impl NodeTable {
         }
         self.forgets_requested += count;
         all.truncate(count);
-        let leaves = |(id, node): (&NodeId, &mut NodeRecord)| {
+        let leaves = |(id, node): (&NodeId, &mut Box<NodeRecord>)| {
             node.forget_requested = true;
             *id
         };
@@ -488,7 +490,7 @@ impl NodeTable {
         entry: &Entry,
         fits: impl Fn(&NodeRecord) -> bool,
     ) -> Option<NodeId> {
-        let fits = |id: &NodeId| self.nodes.get(id).is_some_and(&fits);
+        let fits = |id: &NodeId| self.get(*id).is_some_and(&fits);
         if let Some(id) = self.child(parent, name).filter(fits) {
             return Some(id);
         }
@@ -570,7 +572,7 @@ impl NodeTable {
             is_inherited: false,
         };
         self.bytes += node.memory();
-        self.nodes.insert(id, node);
+        self.nodes.insert(id, Box::new(node));
     }
 
     /// Gives a node a name, which any other node loses. The node and the directory must be live.

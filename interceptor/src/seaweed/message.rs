@@ -1,9 +1,10 @@
 //! Bounds the memory that a protobuf message takes, before it is decoded.
 //!
 //! A record without fields takes two bytes on the wire and some hundred in memory, so the length
-//! of a message says little. [`check`] scans the wire form without allocating, and refuses a
+//! of a long message says little. [`check`] scans its wire form without allocating, and refuses a
 //! message with more length-delimited fields (records, strings, byte strings) than any filer
-//! sends. [`BoundedCodec`] checks every answer of a filer.
+//! sends. A message too short for that many is not scanned. [`BoundedCodec`] checks every answer
+//! of a filer.
 
 use std::marker::PhantomData;
 
@@ -22,6 +23,9 @@ pub(super) const MAX_MESSAGE: usize = 16 << 20;
 /// entry of 10,000 chunks.
 const MAX_FIELDS: usize = 250_000;
 
+/// The fewest bytes of a length-delimited field: its key and its length.
+const MIN_FIELD_BYTES: usize = 2;
+
 /// How deeply records nest: an event has an entry, with chunks, with file ids.
 const MAX_NESTING: u32 = 5;
 
@@ -38,6 +42,9 @@ pub struct TooLarge {
 /// # Errors
 /// See [`TooLarge`].
 pub(super) fn check(message: &[u8]) -> Result<(), TooLarge> {
+    if message.len() <= MAX_FIELDS * MIN_FIELD_BYTES {
+        return Ok(());
+    }
     let mut fields = 0;
     count(message, MAX_NESTING, &mut fields);
     if message.len() > MAX_MESSAGE || fields > MAX_FIELDS {

@@ -296,7 +296,7 @@ impl Subscription {
     /// Reports to the consumer whether the stream of `filer` is up to date, if that has changed.
     async fn report(&mut self, filer: &FilerEndpoint, freshness: &StreamFreshness) -> Result<(), StreamEnd> {
         let doubt = if self.filer.filers().lost_one_within(PEER_HOLD) {
-            Some("another filer does not answer, which may hold back the events of all")
+            Some("a filer does not answer, which may hold back the events of all")
         } else if !freshness.is_up_to_date(Instant::now()) {
             Some("it holds back what it knows, or has nothing to say")
         } else {

@@ -101,7 +101,7 @@ fn servers(report: &StatusReport, add: &mut impl FnMut(Severity, String, &str)) 
         add(
             Severity::Bad,
             format!("no filer answers ({})", addresses.join(", ")),
-            "What is not known yet cannot be found or opened; look whether it runs.",
+            "Files that are open can be read, nothing else can be found or opened; look whether it runs.",
         );
     } else {
         for filer in filers.iter().filter(|filer| filer.is_silent) {
