@@ -10,7 +10,9 @@
 //! take that away, more mounts do: each repetition mounts both anew and gives one ratio, and the
 //! interval is that of the median of these.
 //!
-//! Both go without eBPF: programs of both would see the reads of either.
+//! Both go without eBPF: programs of both would see the reads of either. Memory is touched ahead of
+//! its use as a user has it, and no turn begins before that is done: a build that keeps less of what
+//! was read would else be measured on used memory, and the other one on fresh memory.
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -24,13 +26,13 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
-use super::BenchOptions;
 use super::buffer::Buffer;
 use super::data::{self, DataSet};
 use super::reader;
 use super::report::OTHER_BUILD;
 use super::statistics::{Summary, paired};
 use super::verify::{compare, probe};
+use super::{BenchOptions, await_memory};
 use crate::process::cpu_seconds;
 use crate::stage::Stage;
 use crate::{cargo, interrupt, setup, upload};
@@ -216,10 +218,11 @@ fn measure(stage: &mut Stage, other: &Path, reps: usize, pairs: usize) -> Result
 impl MountedBuild {
     /// Mounts a build and brings the large file into its memory, which compares all bytes of it.
     fn mount(stage: &mut Stage, build: Option<&Path>, data: &DataSet) -> Result<Self> {
-        let options = ["--no-ebpf", "--no-passthrough", "--cache-prefault=off"];
+        let options = ["--no-ebpf", "--no-passthrough"];
         let mount = stage.interceptor(build, DataSet::ROOT, CACHE_MIB, "http", &options)?;
         let large = &data.large;
         compare(mount.path(), &large.path, large.size, large.pattern)?;
+        await_memory(&mount)?;
         let path = mount.path().join(&large.path);
         let (direct, cached) = (open_direct(&path)?, File::open(path)?);
         Ok(Self { mount, direct, cached })
