@@ -158,5 +158,13 @@ mod tests {
         fn arbitrary_bytes_never_panic(bytes: Vec<u8>) {
             let _ = check(&bytes);
         }
+
+        /// Why short messages need no scan.
+        #[test]
+        fn a_field_takes_its_least_bytes_or_more(bytes: Vec<u8>) {
+            let mut fields = 0;
+            count(&bytes, MAX_NESTING, &mut fields);
+            prop_assert!(fields * MIN_FIELD_BYTES <= bytes.len());
+        }
     }
 }

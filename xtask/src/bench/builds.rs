@@ -10,9 +10,9 @@
 //! take that away, more mounts do: each repetition mounts both anew and gives one ratio, and the
 //! interval is that of the median of these.
 //!
-//! Both go without eBPF: programs of both would see the reads of either. Memory is touched ahead of
-//! its use as a user has it, and no turn begins before that is done: a build that keeps less of what
-//! was read would else be measured on used memory, and the other one on fresh memory.
+//! Both go without eBPF: programs of both would see the reads of either. Each touches memory ahead
+//! of its use if that is its default, and no turn begins before that is done: a build that keeps
+//! less of what was read would else be measured on used memory, and the other one on fresh memory.
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
