@@ -32,7 +32,7 @@ use crate::fuzz;
 use crate::interrupt::{self, POLL_INTERVAL};
 use crate::process::{self, ProcessIdentity};
 use crate::setup;
-use crate::vm::{self, Kernel};
+use crate::vm::{self, GuestSetup, Kernel};
 use crate::workplace::Workplace;
 
 /// How long one test program may run.
@@ -65,13 +65,16 @@ type EnvironmentVariable = (&'static str, &'static str);
 
 /// The suites that mount in a guest, where engines are asked over RDMA, each with what of it: a
 /// guest is slow and has little memory. Its kernel attaches all eBPF programs, where that of the
-/// host may be locked down.
-const IN_GUESTS: [(&str, &[&str]); 4] = [
-    ("hostile", &["verbs::"]),
-    ("ladder", &["--skip", "what_is_no_engine_does_no_harm"]),
-    ("sizes", &["--skip", "a_file_of_one_gibibyte"]),
-    ("trace", &["calls_"]),
+/// host may be locked down. One of them attaches to system calls, which every process makes.
+const IN_GUESTS: [(&str, &[&str], GuestSetup); 4] = [
+    ("hostile", &["verbs::"], ONE_GUEST),
+    ("ladder", &["--skip", "what_is_no_engine_does_no_harm"], ONE_GUEST),
+    ("sizes", &["--skip", "a_file_of_one_gibibyte"], ONE_GUEST),
+    ("trace", &["calls_"], GuestSetup { pair: false, cpus_in_turn: true }),
 ];
+
+const ONE_GUEST: GuestSetup = GuestSetup { pair: false, cpus_in_turn: false };
+const A_PAIR: GuestSetup = GuestSetup { pair: true, cpus_in_turn: false };
 
 /// Options of the test harness. What a machine lacked when the suites were built it may have now,
 /// and a guest has: ignored tests run too, and check for themselves whether they can.
@@ -320,8 +323,8 @@ impl TestSession {
             self.total.line(&skip);
             return Ok(());
         }
-        let mut run_one = |program: &BuiltProgram, pair: bool, engines: bool, choice: &[&str]| {
-            let mut command = vm::command_line(kernel, pair, GUEST_TIMEOUT)?;
+        let mut run_one = |program: &BuiltProgram, setup: GuestSetup, engines: bool, choice: &[&str]| {
+            let mut command = vm::command_line(kernel, setup, GUEST_TIMEOUT)?;
             if engines {
                 // A guest has no environment but what its command line gives it.
                 command.args(["env", "MOUNT_ENGINES=verbs"]);
@@ -329,21 +332,21 @@ impl TestSession {
             }
             command.arg(&program.program).args(HARNESS_OPTIONS).args(choice).args(filter);
             command.current_dir(&program.directory);
-            let guests = if pair { "two guests" } else { "a guest" };
+            let guests = if setup.pair { "two guests" } else { "a guest" };
             self.run(&format!("{} in {guests} with kernel {kernel}", name(program)), command)
         };
         for program in programs.iter().filter(|built| is_verbs_suite(built)) {
-            run_one(program, false, false, &["--skip", TWO_GUESTS])?;
+            run_one(program, ONE_GUEST, false, &["--skip", TWO_GUESTS])?;
             // A filter of the user's narrows the first; of the second there are few.
             if filter.is_empty() {
-                run_one(program, true, false, &[TWO_GUESTS])?;
+                run_one(program, A_PAIR, false, &[TWO_GUESTS])?;
             }
         }
-        for (suite, choice) in IN_GUESTS {
+        for (suite, choice, setup) in IN_GUESTS {
             let is_it =
                 |built: &&BuiltProgram| (built.package.as_str(), built.target.as_str()) == ("tests", suite);
             for program in programs.iter().filter(is_it).filter(|_| filter.is_empty()) {
-                run_one(program, false, true, choice)?;
+                run_one(program, setup, true, choice)?;
             }
         }
         Ok(())

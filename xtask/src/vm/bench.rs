@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::GuestRun;
 use super::equipment::Kernel;
+use super::{GuestRun, GuestSetup};
 use crate::cargo::{self, BuiltProgram};
 use crate::{interrupt, setup};
 
@@ -59,7 +59,7 @@ pub(super) fn command(kernel: Kernel, reps: usize) -> Result<()> {
     let command: Vec<OsString> =
         words.into_iter().chain(programs).chain([reps.max(1).to_string().into()]).collect();
     let mut text = Vec::new();
-    let run = GuestRun { kernel, guests: 1, deadline: Duration::from_secs(900) };
+    let run = GuestRun { kernel, setup: GuestSetup::default(), deadline: Duration::from_secs(900) };
     let status = run.start(&command, |_, stdout, stderr| {
         text.extend_from_slice(stdout);
         eprint!("{}", String::from_utf8_lossy(stdout));

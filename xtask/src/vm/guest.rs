@@ -27,6 +27,10 @@ const MEMORY_MIB: u32 = 2048;
 /// How long a guest may take to power off.
 const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How much of the console is shown of a guest that failed: a panic with its registers twice and the
+/// calls that led to it.
+const CONSOLE_LINES: usize = 80;
+
 /// Addresses on the fabric, in the order of the guests.
 const ADDRESSES: [&str; 2] = ["10.9.0.1", "10.9.0.2"];
 
@@ -51,6 +55,7 @@ pub(super) struct Guest {
 pub(super) struct GuestSlot {
     pub(super) number: usize,
     pub(super) count: usize,
+    pub(super) cpus_in_turn: bool,
 }
 
 impl Guest {
@@ -63,7 +68,7 @@ impl Guest {
     ) -> Result<Self> {
         let share = workplace.make(&format!("guest-{}", slot.number))?;
         write_share(&share, slot, command)?;
-        let mut qemu = qemu(equipment, &share);
+        let mut qemu = qemu(equipment, &share, slot.cpus_in_turn);
         if slot.count == 1 {
             qemu.args(["-nic", "none"]);
         } else {
@@ -123,7 +128,7 @@ impl Guest {
         let text = fs::read(self.share.join("console")).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(25)..].join("\n")
+        lines[lines.len().saturating_sub(CONSOLE_LINES)..].join("\n")
     }
 
     /// Ends the guest at once.
@@ -181,12 +186,18 @@ fn quoted(word: &[u8]) -> Vec<u8> {
 
 /// QEMU with all but the network. Emulation only: the kernels do not boot under every KVM, and the
 /// runs are short.
-fn qemu(equipment: &Equipment, share: &Path) -> Command {
+///
+/// With a thread for each CPU, one may keep the emulator's translation of a breakpoint that another
+/// has taken away. A kernel that changes its code while it runs puts one there for a moment, and
+/// panics ("int3") if it is met later: with ftrace alone that takes a second while `dd` copies
+/// bytes. In one thread CPUs take turns, and that cannot be.
+fn qemu(equipment: &Equipment, share: &Path, cpus_in_turn: bool) -> Command {
     let mut command = Command::new(equipment.qemu.join("usr/bin/qemu-system-x86_64"));
     let data = equipment.qemu.join("usr/share");
     command.env("LD_LIBRARY_PATH", libraries(&equipment.qemu));
     command.arg("-L").arg(data.join("qemu")).arg("-L").arg(data.join("seabios"));
-    command.args(["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", CPU, "-smp", "2"]);
+    let accelerator = if cpus_in_turn { "tcg,thread=single" } else { "tcg,thread=multi" };
+    command.args(["-machine", "q35", "-accel", accelerator, "-cpu", CPU, "-smp", "2"]);
     command.arg("-m").arg(MEMORY_MIB.to_string()).args([
         "-display",
         "none",

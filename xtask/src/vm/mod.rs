@@ -65,16 +65,28 @@ struct GuestRunOptions {
     /// Which kernel the guest boots
     #[arg(long, value_enum, default_value_t)]
     kernel: Kernel,
-    /// Run the command in two guests on one network, told apart by VM_GUEST (0, 1), VM_ADDRESS and
-    /// VM_PEER; lines of the second are marked
-    #[arg(long)]
-    pair: bool,
+    #[command(flatten)]
+    setup: GuestSetup,
     /// Seconds after which the guest is ended
     #[arg(long, default_value_t = 600)]
     deadline: u64,
     /// What to run: a program of the host with its arguments
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
+}
+
+/// How many guests there are, and how their CPUs are emulated.
+#[derive(clap::Args, Clone, Copy, Default)]
+pub(crate) struct GuestSetup {
+    /// Run the command in two guests on one network, told apart by VM_GUEST (0, 1), VM_ADDRESS and
+    /// VM_PEER; lines of the second are marked
+    #[arg(long)]
+    pub(crate) pair: bool,
+    /// Let the CPUs of a guest run in turn. It takes twice as long; where eBPF programs or tracers
+    /// are attached to functions that another CPU calls all the time, the guest's kernel would
+    /// panic
+    #[arg(long)]
+    pub(crate) cpus_in_turn: bool,
 }
 
 /// The verb; `run_suites` runs the suites that need an RDMA device. Returns the exit status of the
@@ -91,7 +103,7 @@ fn run(options: &GuestRunOptions) -> Result<u8> {
     setup::ensure()?;
     let run = GuestRun {
         kernel: options.kernel,
-        guests: if options.pair { 2 } else { 1 },
+        setup: options.setup,
         deadline: Duration::from_secs(options.deadline),
     };
     run.start(&options.command, |number, stdout, stderr| {
@@ -107,11 +119,14 @@ pub(crate) fn prepare(kernel: Kernel) -> Result<()> {
 
 /// The beginning of an xtask command line that runs a command in one or two guests; the caller
 /// appends the command, and reads the output like that of any program.
-pub(crate) fn command_line(kernel: Kernel, pair: bool, deadline: Duration) -> Result<Command> {
+pub(crate) fn command_line(kernel: Kernel, setup: GuestSetup, deadline: Duration) -> Result<Command> {
     let mut command = Command::new(std::env::current_exe().context("cannot find this program")?);
     command.args(["vm", "--kernel", &kernel.to_string(), "--deadline", &deadline.as_secs().to_string()]);
-    if pair {
+    if setup.pair {
         command.arg("--pair");
+    }
+    if setup.cpus_in_turn {
+        command.arg("--cpus-in-turn");
     }
     command.arg("--");
     Ok(command)
@@ -120,7 +135,7 @@ pub(crate) fn command_line(kernel: Kernel, pair: bool, deadline: Duration) -> Re
 /// One command in one guest or in two.
 pub(crate) struct GuestRun {
     pub(crate) kernel: Kernel,
-    pub(crate) guests: usize,
+    pub(crate) setup: GuestSetup,
     pub(crate) deadline: Duration,
 }
 
@@ -135,8 +150,9 @@ impl GuestRun {
         let equipment = Equipment::ensure(self.kernel)?;
         let mut workplace = Workplace::open("vm-run")?;
         let mut guests = Vec::new();
-        for number in 0..self.guests {
-            let slot = GuestSlot { number, count: self.guests };
+        let count = if self.setup.pair { 2 } else { 1 };
+        for number in 0..count {
+            let slot = GuestSlot { number, count, cpus_in_turn: self.setup.cpus_in_turn };
             let guest = Guest::start(&mut workplace, &equipment, slot, command)?;
             guests.push((guest, LineBuffer::default(), LineBuffer::default()));
         }
