@@ -430,18 +430,21 @@ impl NodeTable {
         let id = if let Some(id) = self.find_same(parent, name, entry) {
             returns = self.get(id).is_some_and(|node| node.directory.is_some() && node.names.is_empty());
             self.update(id, entry);
+            self.link(parent, name, id);
             id
         } else if let Some(id) = self.find_growing(parent, name, entry) {
+            self.link(parent, name, id);
             id
         } else {
             let id = self.free_id(parent, name, entry);
-            self.insert(id, Dentry { parent, name: name.into() }, entry.clone());
+            let dentry = Dentry { parent, name: name.into() };
+            self.insert(id, dentry.clone(), entry.clone());
+            self.give_name(dentry, id);
             id
         };
         if let Some(key) = &entry.hard_link {
             self.links.insert(key.clone(), id);
         }
-        self.link(parent, name, id);
         self.count_lookup(id);
         if let Some(node) = self.nodes.get_mut(&id) {
             self.forgets_requested -= usize::from(std::mem::take(&mut node.forget_requested));
@@ -577,15 +580,23 @@ impl NodeTable {
 
     /// Gives a node a name, which any other node loses. The node and the directory must be live.
     pub(super) fn link(&mut self, parent: NodeId, name: &str, id: NodeId) {
-        if self.child(parent, name) == Some(id) {
-            return;
+        if self.child(parent, name) != Some(id) {
+            self.give_name(Dentry { parent, name: name.into() }, id);
         }
-        let dentry = Dentry { parent, name: name.into() };
+    }
+
+    /// [`Self::link`] for a name that is not the node's yet.
+    fn give_name(&mut self, dentry: Dentry, id: NodeId) {
         // This name may be the only thing that keeps the directory, so the old node loses it last.
-        let replaced = self.directory(parent).and_then(|d| d.children.insert(dentry.name.clone(), id));
+        let directory = self.directory(dentry.parent);
+        let replaced = directory.and_then(|known| known.children.insert(dentry.name.clone(), id));
         let Some(node) = self.nodes.get_mut(&id) else { return };
-        if node.names.is_empty() && self.unnamed.get(&node.entry.attr.inode) == Some(&id) {
-            self.unnamed.remove(&node.entry.attr.inode);
+        if node.names.is_empty() {
+            // Most files have one name, and a vector would begin with room for four.
+            node.names.reserve_exact(1);
+            if self.unnamed.get(&node.entry.attr.inode) == Some(&id) {
+                self.unnamed.remove(&node.entry.attr.inode);
+            }
         }
         node.names.push(dentry.clone());
         self.rehome(id, dentry.clone());
