@@ -156,8 +156,11 @@ fn the_helper_returns_when_the_mount_is_there() {
     let pid = listed["pid"].as_i64().expect("its daemon answers");
     let (code, said) = here.interceptor(&["list"]);
     assert!(code == Some(0) && said.contains(at.to_str().unwrap()) && said.contains("64 MiB"), "{said}");
+    let dashboard = listed["dashboard"].as_str().expect("a URL");
+    assert!(dashboard.starts_with("http://127.0.0.1:") && said.contains(dashboard), "{said}");
     let (code, said) = here.interceptor(&["status", at.to_str().unwrap()]);
     assert!(code == Some(0) && said.contains(&format!("{pid}, version")), "{said}");
+    assert!(said.contains(&format!("dashboard     {dashboard}")), "{said}");
 
     let (code, said) = here.helper(&source(), "cache-size=64MiB");
     assert!(code == Some(32) && said.contains("is already mounted"), "{code:?} {said}");

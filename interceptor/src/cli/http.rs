@@ -94,6 +94,11 @@ impl StatusClient {
         Ok((Self { mount_point: None, address, ..self.clone() }, place))
     }
 
+    /// The URL of the daemon's dashboard.
+    pub(super) fn dashboard(&self) -> anyhow::Result<String> {
+        Ok(url(&self.address()?, "/"))
+    }
+
     /// GETs `path`.
     pub(super) fn get(&self, path: &str) -> anyhow::Result<HttpAnswer> {
         HttpAnswer::read(self.ask(path, REQUEST_TIMEOUT)?, REQUEST_TIMEOUT)

@@ -18,15 +18,24 @@ use crate::telemetry::report::StatusReport;
 const REPORTS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A mount, and the answer of its daemon or the reason why there is none.
-pub(super) struct LocalMount<T = StatusReport> {
+pub(super) struct LocalMount<T = DaemonAnswer> {
     pub(super) mount: MountInfo,
     pub(super) report: Result<T, String>,
 }
 
-/// All mounts, in the order of the mount table, and what their daemons say to `client`, whose
-/// address does not matter.
-pub(super) fn find(client: &StatusClient) -> anyhow::Result<Vec<LocalMount>> {
-    ask_all(client, usize::MAX, StatusClient::report)
+/// What a daemon says of itself.
+pub(super) struct DaemonAnswer {
+    /// The URL of its dashboard.
+    pub(super) dashboard: String,
+    pub(super) report: StatusReport,
+}
+
+/// The first mounts of the mount table, `limit` of them at most, and what their daemons say to
+/// `client`, whose address does not matter.
+pub(super) fn find(client: &StatusClient, limit: usize) -> anyhow::Result<Vec<LocalMount>> {
+    ask_all(client, limit, |client| {
+        Ok(DaemonAnswer { dashboard: client.dashboard()?, report: client.report()? })
+    })
 }
 
 /// The first mounts of the mount table, `limit` of them at most, and the answers of their daemons

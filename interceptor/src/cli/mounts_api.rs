@@ -20,7 +20,7 @@ use super::http::StatusClient;
 use super::local_mounts::{self, LocalMount};
 use super::options::StatusAccessOptions;
 use crate::telemetry::peer::Peer;
-use crate::telemetry::report::{Severity, StatusReport};
+use crate::telemetry::report::Severity;
 
 /// Clients in between share an answer.
 const MIN_ASK_INTERVAL: Duration = Duration::from_secs(5);
@@ -71,8 +71,7 @@ async fn mounts(State(api): State<Arc<MountsApi>>, ConnectInfo(peer): ConnectInf
     }
     let client = api.client.clone();
     let asked = tokio::task::spawn_blocking(move || {
-        let ask = |client: &StatusClient| Ok((client.address.clone(), client.report()?));
-        let found = local_mounts::ask_all(&client, MAX_MOUNTS, ask)?;
+        let found = local_mounts::find(&client, MAX_MOUNTS)?;
         let summaries: Vec<_> = found.iter().map(summary).collect();
         *last = Some((Instant::now(), summaries.clone()));
         anyhow::Ok(summaries)
@@ -84,13 +83,13 @@ async fn mounts(State(api): State<Arc<MountsApi>>, ConnectInfo(peer): ConnectInf
     }
 }
 
-fn summary(found: &LocalMount<(String, StatusReport)>) -> MountSummary {
+fn summary(found: &LocalMount) -> MountSummary {
     let answer = found.report.as_ref().ok();
-    let verdict = answer.map(|(_, report)| &report.verdict);
+    let verdict = answer.map(|answer| &answer.report.verdict);
     MountSummary {
         mount_point: found.mount.path.to_string_lossy().into_owned(),
-        url: answer.map(|(address, _)| format!("http://{address}/")),
-        is_this: answer.is_some_and(|(_, report)| report.pid == std::process::id()),
+        url: answer.map(|answer| answer.dashboard.clone()),
+        is_this: answer.is_some_and(|answer| answer.report.pid == std::process::id()),
         severity: verdict.map(|verdict| verdict.severity),
         text: verdict.map(|verdict| verdict.text.clone()),
         error: found.report.as_ref().err().cloned(),

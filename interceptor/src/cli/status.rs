@@ -46,7 +46,8 @@ pub(super) fn run(options: &StatusOptions) -> anyhow::Result<()> {
     let report = daemon.report()?;
     let ready = daemon.get("/readyz")?;
     let readiness = if ready.code == 200 { None } else { Some(ready.body.trim()) };
-    Ok(output::print(Summary { report: &report, readiness, shows_all: options.all })?)
+    let dashboard = daemon.dashboard()?;
+    Ok(output::print(Summary { report: &report, dashboard: &dashboard, readiness, shows_all: options.all })?)
 }
 
 #[cfg(test)]
@@ -92,15 +93,18 @@ mod tests {
         tokio::spawn(server.serve(status, axum::Router::new()));
         let asked = tokio::task::spawn_blocking(move || {
             let daemon = StatusClient::at(address);
-            (daemon.report().unwrap(), daemon.get("/readyz").unwrap())
+            (daemon.dashboard().unwrap(), daemon.report().unwrap(), daemon.get("/readyz").unwrap())
         });
-        let (report, ready) = asked.await.unwrap();
+        let (dashboard, report, ready) = asked.await.unwrap();
         assert_eq!(ready.code, 503);
         let readiness = Some("mount: hangs");
-        let mut text = Summary { report: &report, readiness, shows_all: false }.to_string();
+        let mut text =
+            Summary { report: &report, dashboard: &dashboard, readiness, shows_all: false }.to_string();
         assert!(!text.contains("eBPF") && !text.contains("verbs"), "{text}");
-        let details = Summary { report: &report, readiness, shows_all: true }.to_string();
+        let details =
+            Summary { report: &report, dashboard: &dashboard, readiness, shows_all: true }.to_string();
         text += details.strip_prefix(&text).expect("details come below the rest");
+        assert!(text.contains(&format!("dashboard     {dashboard}\n")), "{text}");
         for part in [
             "verdict       DEGRADED: Serving",
             "not ready     mount: hangs",
@@ -123,7 +127,8 @@ mod tests {
     #[test]
     fn without_a_filer_no_changes_are_missed() {
         let status = Status::new(MountIdentity { filers: Vec::new(), ..identity() }, Metrics::new());
-        let text = Summary { report: &status.report(), readiness: None, shows_all: false }.to_string();
+        let text = Summary { report: &status.report(), dashboard: "", readiness: None, shows_all: false }
+            .to_string();
         assert!(!text.contains("NOT heard") && text.contains("of the mount below"), "{text}");
     }
 
@@ -144,13 +149,25 @@ mod tests {
         };
         report.lost = vec![lost];
         report.health.volume_servers = (0..9).map(volume_server).collect();
-        let text = Summary { report: &report, readiness: None, shows_all: false }.to_string();
+        let text = Summary {
+            report: &report,
+            dashboard: "http://127.0.0.1:9650/",
+            readiness: None,
+            shows_all: false,
+        }
+        .to_string();
         let widest = text.lines().map(|line| line.chars().count()).max().unwrap();
         assert!(widest <= 80, "{widest} columns:\n{text}");
         assert!(text.contains("and 12 more: --all"), "{text}");
         let first = text.lines().find(|line| line.starts_with("volume server")).unwrap();
         assert!(first.contains("10.0.0.1:8080") && first.contains("SLOW, by verbs"), "{text}");
-        let all = Summary { report: &report, readiness: None, shows_all: true }.to_string();
+        let all = Summary {
+            report: &report,
+            dashboard: "http://127.0.0.1:9650/",
+            readiness: None,
+            shows_all: true,
+        }
+        .to_string();
         let healthy = text.lines().count() - 5;
         assert!(healthy <= 24, "{healthy} lines with one volume server and its engine:\n{text}");
         assert!(all.contains("10.0.0.8:8080") && all.contains("boot it otherwise"), "{all}");

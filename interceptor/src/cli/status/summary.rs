@@ -25,6 +25,8 @@ const WRITTEN_BY_ANOTHER: &str = "another daemon writes";
 /// A report as people read it.
 pub(super) struct Summary<'a> {
     pub(super) report: &'a StatusReport,
+    /// The URL of the daemon's dashboard.
+    pub(super) dashboard: &'a str,
     /// Why the mount is not ready.
     pub(super) readiness: Option<&'a str>,
     /// Whether details are printed that few need.
@@ -94,6 +96,7 @@ impl Summary<'_> {
         }
         let (pid, version, up) = (report.pid, &report.version, period(report.uptime_seconds));
         line(f, "process", format_args!("{pid}, version {version}, up {up}"))?;
+        line(f, "dashboard", plain(self.dashboard))?;
         let subscription = &report.subscription;
         if report.filers.is_empty() {
             return Ok(());
