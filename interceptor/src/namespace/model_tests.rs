@@ -14,7 +14,7 @@ use crate::ledger::Ledger;
 
 #[derive(Debug, Clone)]
 enum Step {
-    Attach { parent: usize, name: usize, inode: u64, directory: bool, content: u8 },
+    Attach { parent: usize, name: usize, inode: u64, directory: bool, linked: bool, content: u8 },
     Forget { node: usize, all: bool },
     ShowName { parent: usize, name: usize, inode: u64 },
     ForgetName,
@@ -30,8 +30,10 @@ fn step() -> impl Strategy<Value = Step> {
     let pick = 0..8usize;
     let name = 0..3usize;
     prop_oneof![
-        4 => (pick.clone(), name.clone(), 0..6u64, any::<bool>(), 0..2u8).prop_map(
-            |(parent, name, inode, directory, content)| Step::Attach { parent, name, inode, directory, content }
+        4 => (pick.clone(), name.clone(), 0..6u64, any::<(bool, bool)>(), 0..2u8).prop_map(
+            |(parent, name, inode, (directory, linked), content)| {
+                Step::Attach { parent, name, inode, directory, linked, content }
+            }
         ),
         3 => (pick.clone(), any::<bool>()).prop_map(|(node, all)| Step::Forget { node, all }),
         2 => (pick.clone(), name.clone(), 2..6u64).prop_map(
@@ -75,9 +77,10 @@ const NAMES: [&str; 3] = ["a", "b", "c"];
 
 fn run(nodes: &mut NodeTable, kernel: &mut KernelModel, step: &Step) {
     match *step {
-        Step::Attach { parent, name, inode, directory: is_directory, content } => {
+        Step::Attach { parent, name, inode, directory: is_directory, linked, content } => {
             let name = NAMES[name];
-            let entry = if is_directory { directory(name, inode) } else { file(name, inode, &[content]) };
+            let mut entry = if is_directory { directory(name, inode) } else { file(name, inode, &[content]) };
+            entry.hard_link = (linked && !is_directory).then(|| vec![inode as u8].into());
             let parent = kernel.pick(parent);
             if let Some((id, _)) = nodes.attach(parent, name, &Arc::new(entry.clone())) {
                 kernel.counts.entry(id).or_default().0 += 1;

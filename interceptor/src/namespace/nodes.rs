@@ -702,7 +702,7 @@ impl NodeTable {
                 directory.absent.values().for_each(|record| self.ledger.remove(*record));
             }
             for dentry in node.names {
-                // While a name changes hands, it leads to its new node already (see `link`).
+                // While a name changes hands, it leads to its new node already (see `give_name`).
                 if self.child(dentry.parent, &dentry.name) == Some(id)
                     && let Some(directory) = self.directory(dentry.parent)
                 {

@@ -97,6 +97,8 @@ pub(super) fn entry(raw: pb::Entry) -> Entry {
         _ if raw.hard_link_id.is_empty() => 1,
         _ => u32::try_from(raw.hard_link_counter).unwrap_or(1).max(1),
     };
+    // A directory with two names could be made its own ancestor.
+    let is_linked = kind != FileKind::Directory && !raw.hard_link_id.is_empty();
     Entry {
         name: raw.name,
         attr: Attributes {
@@ -124,7 +126,7 @@ pub(super) fn entry(raw: pb::Entry) -> Entry {
             &raw.extended,
         ),
         xattrs: xattrs(raw.extended),
-        hard_link: (!raw.hard_link_id.is_empty()).then(|| Bytes::from(raw.hard_link_id)),
+        hard_link: is_linked.then(|| Bytes::from(raw.hard_link_id)),
     }
 }
 

@@ -154,6 +154,8 @@ fn symbolic_links_have_a_target_and_hard_links_a_count() {
     let hard = decode(pb::Entry { hard_link_id: vec![1, 2], hard_link_counter: 3, ..sized(0) });
     assert_eq!((hard.attr.nlink, hard.hard_link), (3, Some(Bytes::from_static(&[1, 2]))));
     assert_eq!(decode(pb::Entry { hard_link_counter: 3, ..sized(0) }).attr.nlink, 1);
+    let directory = decode(pb::Entry { is_directory: true, hard_link_id: vec![1], ..sized(0) });
+    assert_eq!(directory.hard_link, None, "a directory has one name");
     assert_eq!(decode(pb::Entry { is_directory: true, ..sized(0) }).attr.nlink, 2);
 }
 
