@@ -160,7 +160,7 @@ fn the_helper_returns_when_the_mount_is_there() {
     assert!(dashboard.starts_with("http://127.0.0.1:") && said.contains(dashboard), "{said}");
     let (code, said) = here.interceptor(&["status", at.to_str().unwrap()]);
     assert!(code == Some(0) && said.contains(&format!("{pid}, version")), "{said}");
-    assert!(said.contains(&format!("dashboard     {dashboard}")), "{said}");
+    assert!(said.contains(&format!(", {dashboard}\n")), "{said}");
 
     let (code, said) = here.helper(&source(), "cache-size=64MiB");
     assert!(code == Some(32) && said.contains("is already mounted"), "{code:?} {said}");

@@ -104,7 +104,7 @@ mod tests {
         let details =
             Summary { report: &report, dashboard: &dashboard, readiness, shows_all: true }.to_string();
         text += details.strip_prefix(&text).expect("details come below the rest");
-        assert!(text.contains(&format!("dashboard     {dashboard}\n")), "{text}");
+        assert!(text.contains(&format!(", {dashboard}\n")), "{text}");
         for part in [
             "verdict       DEGRADED: Serving",
             "not ready     mount: hangs",

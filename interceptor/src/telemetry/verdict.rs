@@ -101,7 +101,8 @@ fn servers(report: &StatusReport, add: &mut impl FnMut(Severity, String, &str)) 
         add(
             Severity::Bad,
             format!("no filer answers ({})", addresses.join(", ")),
-            "Files that are open can be read, nothing else can be found or opened; look whether it runs.",
+            "Look whether it runs. Files that are open can be read; in a mount nothing else can be found or opened, on \
+             an attached path the mount below is asked.",
         );
     } else {
         for filer in filers.iter().filter(|filer| filer.is_silent) {

@@ -11,8 +11,9 @@
 //! interval is that of the median of these.
 //!
 //! Both go without eBPF: programs of both would see the reads of either. Each touches memory ahead
-//! of its use if that is its default, and no turn begins before that is done: a build that keeps
-//! less of what was read would else be measured on used memory, and the other one on fresh memory.
+//! of its use if that is its default, and no turn begins before a build that tells has done so: one
+//! that keeps less of what was read would else be measured on used memory, and the other one on
+//! fresh memory.
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};

@@ -95,8 +95,7 @@ impl Summary<'_> {
             line(f, "", format_args!("filers {}", report.filers.join(", ")))?;
         }
         let (pid, version, up) = (report.pid, &report.version, period(report.uptime_seconds));
-        line(f, "process", format_args!("{pid}, version {version}, up {up}"))?;
-        line(f, "dashboard", plain(self.dashboard))?;
+        line(f, "process", format_args!("{pid}, version {version}, up {up}, {}", plain(self.dashboard)))?;
         let subscription = &report.subscription;
         if report.filers.is_empty() {
             return Ok(());
