@@ -57,6 +57,8 @@ const REPETITION_TIMEOUT: Duration = Duration::from_secs(600);
 /// By when the host of a virtual machine has taken back the memory that programs have freed, if it
 /// does that.
 const MEMORY_LOST_AFTER: Duration = Duration::from_secs(12);
+/// No page of memory is smaller, bytes.
+const PAGE: usize = 4096;
 /// How often a mount is asked whether its memory is there.
 const MEMORY_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -66,6 +68,7 @@ const NOTES: &[&str] = &[
     "The page cache beneath the volume server is warm in every row but cold-disk. \"Page cache of the mount dropped\" means the pages of the mount's own",
     "files (POSIX_FADV_DONTNEED), nothing else. Both mounts may cache 2 GiB, or a third of the small files in \"epoch\" rows. Cluster, mount and readers share the CPUs; nothing is pinned; their buffers begin at a page.",
     "Where fresh memory is slow, interceptor touches its cache in the background, and is measured when it has (not so in seq-cold-no-prefault).",
+    "The kernel's free memory has been in use right before each repetition, but not so in seq-cold-fresh and seq-cold-no-prefault.",
     "Fetched ahead: all repetitions, with the passes that prepare them; waste is the part that nobody had read when the repetition ended.",
     "One word of each page that is read is checked while the clock runs; in the first repetition all that is read is compared, untimed.",
 ];
@@ -310,6 +313,9 @@ impl Bench {
         }
         let mut mount = self.mount(workload, side, disk.as_ref())?;
         await_memory(&mount)?;
+        if workload.memory != CacheSize::Fresh {
+            use_free_memory(self.data.large.size);
+        }
         let site = self.site(&mount, disk.as_ref(), repetition);
         let (run, check) = (workload.run, workload.check);
         let checked = site.clone();
@@ -349,6 +355,16 @@ fn choose(names: &[String]) -> Result<Vec<&'static Workload>> {
         .iter()
         .filter(|workload| names.is_empty() || names.iter().any(|name| name == workload.name))
         .collect())
+}
+
+/// Uses as much of the kernel's free memory as the page cache and a copy of a file of `size` bytes
+/// take, and frees it. A virtual machine may give free memory back to its host, and gets it again
+/// slowly: a mount that keeps what it read would be measured on such memory, and one that gives it
+/// up on the memory that was just given up.
+fn use_free_memory(size: u64) {
+    let mut memory = vec![0_u8; 2 * usize::try_from(size).unwrap_or(0)];
+    memory.iter_mut().step_by(PAGE).for_each(|byte| *byte = 1);
+    std::hint::black_box(&memory);
 }
 
 /// Waits until the mount has touched the memory that it wants to touch ahead.
