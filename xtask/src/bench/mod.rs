@@ -57,8 +57,6 @@ const REPETITION_TIMEOUT: Duration = Duration::from_secs(600);
 /// By when the host of a virtual machine has taken back the memory that programs have freed, if it
 /// does that.
 const MEMORY_LOST_AFTER: Duration = Duration::from_secs(12);
-/// No page of memory is smaller, bytes.
-const PAGE: usize = 4096;
 /// How often a mount is asked whether its memory is there.
 const MEMORY_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -362,9 +360,7 @@ fn choose(names: &[String]) -> Result<Vec<&'static Workload>> {
 /// slowly: a mount that keeps what it read would be measured on such memory, and one that gives it
 /// up on the memory that was just given up.
 fn use_free_memory(size: u64) {
-    let mut memory = vec![0_u8; 2 * usize::try_from(size).unwrap_or(0)];
-    memory.iter_mut().step_by(PAGE).for_each(|byte| *byte = 1);
-    std::hint::black_box(&memory);
+    std::hint::black_box(vec![1_u8; 2 * usize::try_from(size).unwrap_or(0)]);
 }
 
 /// Waits until the mount has touched the memory that it wants to touch ahead.

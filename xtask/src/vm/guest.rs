@@ -27,8 +27,8 @@ const MEMORY_MIB: u32 = 2048;
 /// How long a guest may take to power off.
 const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How much of the console is shown of a guest that failed: a panic with its registers twice and the
-/// calls that led to it.
+/// How much of the console is shown of a guest that failed: a panic with its registers twice, and
+/// the calls that led to it.
 const CONSOLE_LINES: usize = 80;
 
 /// Addresses on the fabric, in the order of the guests.
