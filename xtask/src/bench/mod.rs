@@ -355,12 +355,13 @@ fn choose(names: &[String]) -> Result<Vec<&'static Workload>> {
         .collect())
 }
 
-/// Uses as much of the kernel's free memory as the page cache and a copy of a file of `size` bytes
-/// take, and frees it. A virtual machine may give free memory back to its host, and gets it again
-/// slowly: a mount that keeps what it read would be measured on such memory, and one that gives it
-/// up on the memory that was just given up.
+/// Uses twice as much of the kernel's free memory as the page cache and a copy of a file of `size`
+/// bytes take, and frees it. A virtual machine may give free memory back to its host, and gets it
+/// again slowly: a mount that keeps what it read would be measured on such memory, and one that
+/// gives it up on the memory that was just given up. Twice, because the kernel does not give away
+/// first what was freed last.
 fn use_free_memory(size: u64) {
-    std::hint::black_box(vec![1_u8; 2 * usize::try_from(size).unwrap_or(0)]);
+    std::hint::black_box(vec![1_u8; 4 * usize::try_from(size).unwrap_or(0)]);
 }
 
 /// Waits until the mount has touched the memory that it wants to touch ahead.
