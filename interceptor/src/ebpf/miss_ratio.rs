@@ -143,22 +143,20 @@ impl CurveEstimator {
 
     /// The curve so far.
     pub(super) fn curve(&self) -> MissRatioCurve {
-        let samples = self.samples;
         let mut curve =
             MissRatioCurve { granule_bytes: self.granule, sampled_reads: self.sampled, points: Vec::new() };
-        if samples <= 0.0 {
+        if self.samples <= 0.0 || self.expected <= 0.0 {
             return curve;
         }
         // SHARDS' correction: sampled granules that are read more or less often than the average
-        // are so mostly at small distances, so the difference is added to the first bucket.
-        let nearest = (self.reused[0] + self.expected - samples).max(0.0);
-        let total = samples - self.reused[0] + nearest;
-        let mut missed = total;
+        // are so mostly at small distances. So the misses of a size, which have larger ones, are
+        // right as they are, and it is the number of all samples that is not.
+        let mut missed = self.samples;
         let furthest = self.reused.iter().rposition(|count| *count > 0.0).unwrap_or(0);
         for (bucket, count) in self.reused.iter().enumerate().take(furthest + 1) {
-            missed -= if bucket == 0 { nearest } else { *count };
+            missed -= count;
             let bytes = (max_distance(bucket) * self.granule as f64) as u64;
-            let point = MissRatioPoint { bytes, miss_ratio: (missed / total).clamp(0.0, 1.0) };
+            let point = MissRatioPoint { bytes, miss_ratio: (missed / self.expected).clamp(0.0, 1.0) };
             // At small distances several buckets lie within one granule.
             match curve.points.last_mut() {
                 Some(last) if last.bytes >= bytes => last.miss_ratio = point.miss_ratio,
@@ -254,6 +252,23 @@ mod tests {
         let curve = sampled(reads.iter().copied());
         assert!(curve.rank_limit() < RANKS && curve.distances.len() <= MAX_GRANULES);
         compare(&reads, 500_000);
+    }
+
+    #[test]
+    fn the_curve_matches_if_all_that_is_read_most_is_among_the_samples() {
+        let mut reads = zipf(20_000, 300_000, 0.9, 5);
+        for rank in 0..4 {
+            let hot = rank * 7919 % 20_000;
+            let sample = group_sample(7, rank).granule;
+            for read in &mut reads {
+                *read = match *read {
+                    granule if granule == hot => sample,
+                    granule if granule == sample => hot,
+                    granule => granule,
+                };
+            }
+        }
+        compare(&reads, 20_000);
     }
 
     #[test]
